@@ -1,0 +1,181 @@
+#include "sweeps/expansion.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/check.h"
+#include "sweeps/nearest.h"
+
+namespace saesweep::sweeps {
+namespace {
+
+std::optional<Architecture> read_architecture(const Section& section, Problems& problems) {
+  const std::string right = fmt::format("one of {} would be right",
+                                        fmt::join(architecture_names(), ", "));
+  const YamlNode* node = section.require("arch", right);
+  if (node == nullptr) return std::nullopt;
+  const auto text = scalar_text(*node, section.path_of("arch"), right, problems);
+  if (!text) return std::nullopt;
+  if (const auto architecture = parse_architecture(*text)) return architecture;
+  const auto later = later_architectures();
+  if (std::find(later.begin(), later.end(), *text) != later.end())
+    section.add("arch", fmt::format("'{}' is not available in this version; {}", *text, right));
+  else
+    section.add("arch", fmt::format("{} is no architecture; {}", describe(*node),
+                                    suggestion(*text, architecture_names())));
+  return std::nullopt;
+}
+
+void read_hooks(const Section& section, Family& family, Problems& problems) {
+  const YamlNode* node = section.find("hook");
+  if (node == nullptr) return;
+  const auto add = [&](const YamlNode& item, const std::string& path) {
+    const auto text =
+        scalar_text(item, path, "the name of a hook, or a list of them, would be right", problems);
+    if (!text) return;
+    family.hooks.push_back(*text);
+    family.hook_nodes.push_back(&item);
+  };
+  if (!node->is_sequence()) return add(*node, section.path_of("hook"));
+  if (node->items.empty())
+    section.add("hook", "is an empty list; at least one hook would be right");
+  for (std::size_t i = 0; i < node->items.size(); ++i)
+    add(node->items[i], fmt::format("{}[{}]", section.path_of("hook"), i));
+}
+
+// The sparsity key that an architecture must have.
+ParameterId sparsity_key(Architecture architecture) {
+  return parameter(ParameterId::kK).applies(architecture) ? ParameterId::kK : ParameterId::kL1;
+}
+
+bool check_draws(const std::vector<ParameterAxis>& axes, const Search& search, Problems& problems) {
+  const ParameterAxis* first = nullptr;
+  bool ok = true;
+  for (const ParameterAxis& axis : axes) {
+    if (!axis.draw) continue;
+    if (first == nullptr) {
+      first = &axis;
+      continue;
+    }
+    if (axis.samples != first->samples) {
+      problems.add(*axis.node, axis.path,
+                   fmt::format("has {} samples and {} has {}; drawn axes of a family are drawn "
+                               "jointly, one number for all would be right",
+                               axis.samples, first->path, first->samples));
+      ok = false;
+    }
+    if (search.strategy == Strategy::kGrid) {
+      problems.add(*axis.node, axis.path,
+                   fmt::format("is drawn and so is {}; under 'strategy: grid' one drawn axis, with "
+                               "lists for the others, would be right", first->path));
+      ok = false;
+    }
+  }
+  return ok;
+}
+
+ParameterValue drawn_parameter(const ParameterAxis& axis, const DrawnValue& drawn) {
+  const ParameterKind kind = parameter(axis.id).kind;
+  if (axis.draw->kind == DrawnAxis::Kind::kChoice) return axis.values[std::get<1>(drawn)];
+  if (axis.draw->kind != DrawnAxis::Kind::kIntUniform) return std::get<0>(drawn);
+  const std::uint64_t whole = std::get<1>(drawn);
+  if (kind == ParameterKind::kSteps) return StepCount{.steps = whole};
+  if (kind == ParameterKind::kReal) return static_cast<double>(whole);
+  return whole;
+}
+
+}  // namespace
+
+std::uint64_t Family::count() const {
+  std::uint64_t count = 1;
+  const auto multiply = [&count](std::uint64_t factor) {
+    count = std::min(count * std::min(factor, kMaxTrials + 1), kMaxTrials + 1);
+  };
+  if (points_) multiply(points_->samples());
+  for (const ParameterAxis& axis : axes_)
+    if (!axis.draw) multiply(axis.values.size());
+  multiply(seeds_.size());
+  return count;
+}
+
+Assignment Family::at(std::uint64_t index) const {
+  SAE_CHECK(index < count(), "trial {} of {}", index, count());
+  Assignment assignment;
+  assignment.seed = seeds_[index % seeds_.size()];
+  index /= seeds_.size();
+  for (auto axis = axes_.rbegin(); axis != axes_.rend(); ++axis) {
+    if (axis->draw) continue;
+    assignment.values[static_cast<std::size_t>(axis->id)] =
+        axis->values[index % axis->values.size()];
+    index /= axis->values.size();
+  }
+  if (points_) {
+    const auto point = points_->point(index);
+    for (const ParameterAxis& axis : axes_) {
+      if (!axis.draw) continue;
+      for (std::size_t i = 0; i < point.size(); ++i)
+        if (points_->axes()[i].name == axis.draw->name)
+          assignment.values[static_cast<std::size_t>(axis.id)] = drawn_parameter(axis, point[i]);
+    }
+  }
+  return assignment;
+}
+
+const ParameterAxis* Family::axis(ParameterId id) const {
+  for (const ParameterAxis& each : axes_)
+    if (each.id == id) return &each;
+  return nullptr;
+}
+
+std::optional<Family> read_family(const YamlNode& node, const std::string& path,
+                                  const SharedParameters& shared, const Search& search,
+                                  Problems& problems) {
+  const std::size_t problems_before = problems.size();
+  const Section section(node, path, known_keys(KeySet::kFamily), problems);
+  if (!node.is_map()) return std::nullopt;
+  Family family;
+  family.node = &node;
+  family.path = path;
+  const auto architecture = read_architecture(section, problems);
+  if (architecture) family.architecture = *architecture;
+  read_hooks(section, family, problems);
+  if (shared.seeds) family.seeds_ = *shared.seeds;
+  if (const YamlNode* seed = section.find("seed"))
+    if (auto seeds = read_seeds(*seed, section.path_of("seed"), problems))
+      family.seeds_ = std::move(*seeds);
+  for (const Parameter& each : parameters()) {
+    if (const YamlNode* value = section.find(each.name)) {
+      if (architecture && !each.applies(*architecture)) {
+        section.add(each.name, fmt::format("does not apply to {}; leaving it out would be right, its "
+                                           "sparsity key is {}", to_string(*architecture),
+                                           parameter(sparsity_key(*architecture)).name));
+        continue;
+      }
+      if (auto axis = read_axis(each, *value, section.path_of(each.name), problems))
+        family.axes_.push_back(std::move(*axis));
+      continue;
+    }
+    if (!architecture || !each.applies(*architecture)) continue;
+    for (const ParameterAxis& axis : shared.axes)
+      if (axis.id == each.id) family.axes_.push_back(axis);
+  }
+  if (problems.size() != problems_before || !architecture) return std::nullopt;
+  for (const ParameterId id : {ParameterId::kDSae, sparsity_key(*architecture)})
+    if (family.axis(id) == nullptr)
+      section.require(parameter(id).name,
+                      fmt::format("{} needs it, here or in train", to_string(*architecture)));
+  if (!check_draws(family.axes_, search, problems)) return std::nullopt;
+  std::vector<DrawnAxis> draws;
+  std::uint64_t samples = 0;
+  for (const ParameterAxis& axis : family.axes_) {
+    if (!axis.draw) continue;
+    draws.push_back(*axis.draw);
+    samples = axis.samples;
+  }
+  if (!draws.empty()) family.points_.emplace(search.strategy, search.seed, std::move(draws), samples);
+  if (problems.size() != problems_before) return std::nullopt;
+  return family;
+}
+
+}  // namespace saesweep::sweeps

@@ -1,0 +1,131 @@
+#include "sweeps/known_keys.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/check.h"
+
+namespace saesweep::sweeps {
+namespace {
+
+using namespace std::string_view_literals;
+using enum Architecture;
+
+constexpr std::array kTopKeys{"name"sv,  "model"sv,    "data"sv,      "activations"sv, "train"sv, "trials"sv,
+                              "search"sv, "evaluate"sv, "baselines"sv, "resources"sv,   "train_lm"sv};
+constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv};
+constexpr std::array kOthelloKeys{"source"sv, "board"sv, "play"sv, "games"sv, "seed"sv};
+constexpr std::array kActivationDataKeys{"source"sv, "path"sv, "tensor"sv};
+constexpr std::array kActivationsKeys{"hooks"sv,   "tokens"sv,       "dtype"sv,   "normalize"sv, "shuffle"sv,
+                                      "shuffle_rows"sv, "holdout"sv, "cache"sv, "seed"sv};
+constexpr std::array kSearchKeys{"strategy"sv, "seed"sv};
+constexpr std::array kCoreKeys{"tokens"sv};
+constexpr std::array kBoardKeys{"games"sv};
+constexpr std::array kResourcesKeys{"memory"sv, "slots"sv};
+constexpr std::array kTrainLmKeys{"layers"sv, "d_model"sv, "heads"sv, "d_mlp"sv, "context"sv,
+                                  "activation"sv, "tied"sv, "bias"sv, "games"sv, "batch"sv, "lr"sv,
+                                  "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "seed"sv};
+
+constexpr std::array kLaterKeys{
+    "early_stopping"sv, "l0_target"sv,       "l0_coefficient"sv, "bandwidth"sv, "init_threshold"sv,
+    "sparsity_loss"sv,  "group_fractions"sv, "select_scope"sv,   "hook_out"sv};
+constexpr std::array kLaterArchitectures{"gated"sv,      "jumprelu"sv,   "matryoshka"sv,
+                                         "gated_p_anneal"sv, "end_to_end"sv, "transcoder"sv,
+                                         "skip_transcoder"sv, "crosscoder"sv};
+constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
+constexpr std::array kArchitectures{"standard"sv, "standard_bricken"sv, "topk"sv, "batchtopk"sv,
+                                    "p_anneal"sv};
+constexpr std::array kBaselines{"identity"sv,     "pca"sv,       "random_sae"sv, "neurons"sv,
+                                "linear_probe"sv, "always_on"sv, "placement"sv,  "random_model"sv};
+
+bool all(Architecture) { return true; }
+bool with_k(Architecture a) { return a == kTopK || a == kBatchTopK; }
+bool with_l1(Architecture a) { return !with_k(a); }
+bool annealed(Architecture a) { return a == kPAnneal; }
+
+constexpr double kManyTokens = 9e15;  // 2^53 and a little less: exact as a double
+constexpr double kMaxWidth = 1 << 30;
+constexpr double kAnyReal = 1e30;
+
+constexpr std::array<Parameter, kParameterCount> kParameters{{
+    {ParameterId::kTokens, "tokens", ParameterKind::kCount, all, 1, kManyTokens},
+    {ParameterId::kBatch, "batch", ParameterKind::kCount, all, 1, 1 << 24},
+    {ParameterId::kDSae, "d_sae", ParameterKind::kCount, all, 1, kMaxWidth},
+    {ParameterId::kK, "k", ParameterKind::kCount, with_k, 1, kMaxWidth},
+    {ParameterId::kL1, "l1", ParameterKind::kReal, with_l1, 0, kAnyReal},
+    {ParameterId::kLr, "lr", ParameterKind::kReal, all, 0, kAnyReal, true},
+    {ParameterId::kAdamBetas, "adam_betas", ParameterKind::kBetas, all},
+    {ParameterId::kGradClip, "grad_clip", ParameterKind::kClip, all, 0, kAnyReal, true},
+    {ParameterId::kWarmupSteps, "warmup_steps", ParameterKind::kSteps, all},
+    {ParameterId::kDecayStart, "decay_start", ParameterKind::kSteps, all},
+    {ParameterId::kSparsityWarmupSteps, "sparsity_warmup_steps", ParameterKind::kSteps, with_l1},
+    {ParameterId::kAuxK, "aux_k", ParameterKind::kCount, with_k, 1, kMaxWidth},
+    {ParameterId::kAuxKWeight, "aux_k_weight", ParameterKind::kReal, with_k, 0, kAnyReal},
+    {ParameterId::kDeadAfterTokens, "dead_after_tokens", ParameterKind::kCount, with_k, 1,
+     kManyTokens},
+    {ParameterId::kThresholdBeta, "threshold_beta", ParameterKind::kReal, with_k, 0, 1},
+    {ParameterId::kThresholdStartStep, "threshold_start_step", ParameterKind::kSteps, with_k},
+    {ParameterId::kPStart, "p_start", ParameterKind::kReal, annealed, 0, 16, true},
+    {ParameterId::kPEnd, "p_end", ParameterKind::kReal, annealed, 0, 16},
+    {ParameterId::kAnnealStart, "anneal_start", ParameterKind::kSteps, annealed},
+    {ParameterId::kAnnealEnd, "anneal_end", ParameterKind::kSteps, annealed},
+    {ParameterId::kNSparsityUpdates, "n_sparsity_updates", ParameterKind::kCount, annealed, 1,
+     kManyTokens},
+    {ParameterId::kSparsityFunction, "sparsity_function", ParameterKind::kSparsityFunction,
+     annealed},
+    {ParameterId::kInit, "init", ParameterKind::kPath, all},
+}};
+
+std::vector<std::string_view> with_parameters(std::initializer_list<std::string_view> own) {
+  std::vector<std::string_view> keys(own);
+  for (const Parameter& each : kParameters) keys.push_back(each.name);
+  return keys;
+}
+
+}  // namespace
+
+std::span<const std::string_view> known_keys(KeySet set) {
+  static const std::vector<std::string_view> train_keys = with_parameters(
+      {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed"});
+  static const std::vector<std::string_view> family_keys =
+      with_parameters({"arch", "hook", "seed"});
+  switch (set) {
+    case KeySet::kTop: return kTopKeys;
+    case KeySet::kModel: return kModelKeys;
+    case KeySet::kOthello: return kOthelloKeys;
+    case KeySet::kActivationData: return kActivationDataKeys;
+    case KeySet::kActivations: return kActivationsKeys;
+    case KeySet::kTrain: return train_keys;
+    case KeySet::kFamily: return family_keys;
+    case KeySet::kSearch: return kSearchKeys;
+    case KeySet::kCore: return kCoreKeys;
+    case KeySet::kBoard: return kBoardKeys;
+    case KeySet::kResources: return kResourcesKeys;
+    case KeySet::kTrainLm: return kTrainLmKeys;
+  }
+  return {};
+}
+
+bool is_later_key(std::string_view key) {
+  return std::find(kLaterKeys.begin(), kLaterKeys.end(), key) != kLaterKeys.end();
+}
+std::span<const std::string_view> later_architectures() { return kLaterArchitectures; }
+std::span<const std::string_view> later_sources() { return kLaterSources; }
+std::span<const std::string_view> architecture_names() { return kArchitectures; }
+std::span<const std::string_view> baseline_names() { return kBaselines; }
+
+std::span<const Parameter, kParameterCount> parameters() { return kParameters; }
+
+const Parameter& parameter(ParameterId id) {
+  const Parameter& found = kParameters[static_cast<std::size_t>(id)];
+  SAE_CHECK(found.id == id, "the table of parameters is out of order at {}", found.name);
+  return found;
+}
+
+const Parameter* find_parameter(std::string_view name) {
+  for (const Parameter& each : kParameters)
+    if (each.name == name) return &each;
+  return nullptr;
+}
+
+}  // namespace saesweep::sweeps

@@ -1,0 +1,59 @@
+// The words of a sweep file: which keys each of its maps may have, and what each parameter of
+// training is. The JSON Schema is tested against these tables.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "sweeps/spec.h"
+
+namespace saesweep::sweeps {
+
+enum class KeySet {
+  kTop, kModel, kOthello, kActivationData, kActivations, kTrain, kFamily, kSearch, kCore, kBoard,
+  kResources, kTrainLm,
+};
+std::span<const std::string_view> known_keys(KeySet set);
+
+// Words of a later version. Such a key gets an error that says so instead of "unknown".
+bool is_later_key(std::string_view key);
+std::span<const std::string_view> later_architectures();
+std::span<const std::string_view> later_sources();
+
+// "standard, standard_bricken, ...": what this version has.
+std::span<const std::string_view> architecture_names();
+std::span<const std::string_view> baseline_names();
+
+// Parameters of training, in the order in which lists expand (the first varies slowest).
+enum class ParameterId : std::uint8_t {
+  kTokens, kBatch, kDSae, kK, kL1, kLr, kAdamBetas, kGradClip, kWarmupSteps, kDecayStart,
+  kSparsityWarmupSteps, kAuxK, kAuxKWeight, kDeadAfterTokens, kThresholdBeta, kThresholdStartStep,
+  kPStart, kPEnd, kAnnealStart, kAnnealEnd, kNSparsityUpdates, kSparsityFunction, kInit,
+};
+inline constexpr std::size_t kParameterCount = 23;
+
+enum class ParameterKind : std::uint8_t {
+  kCount,     // whole, in [low, high]
+  kReal,      // in [low, high]; low_open: low itself is refused
+  kSteps,     // a count or a share of the run
+  kBetas,     // a pair
+  kClip,      // a positive real or `none`
+  kSparsityFunction,
+  kPath,
+};
+
+struct Parameter {
+  ParameterId id;
+  std::string_view name;
+  ParameterKind kind;
+  bool (*applies)(Architecture);
+  double low = 0, high = 0;
+  bool low_open = false;
+};
+std::span<const Parameter, kParameterCount> parameters();
+const Parameter& parameter(ParameterId id);
+const Parameter* find_parameter(std::string_view name);
+
+}  // namespace saesweep::sweeps

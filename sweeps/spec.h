@@ -1,0 +1,191 @@
+// What one trial, baseline or evaluation is, fully resolved: no default left to fill in, no path
+// left relative. These values travel to the workers as JSON, and their digests are identities.
+//
+// to_json()/from_json() carry everything. identity_json() leaves out what does not change a byte of
+// the result (names, paths): files are named there by the SHA-256 of their content.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/digest.h"
+#include "core/dtype.h"
+#include "core/json.h"
+#include "core/result.h"
+
+namespace saesweep::sweeps {
+
+// Rises whenever the bytes of any result change; part of every identity. The constants below belong
+// to it.
+inline constexpr int kNumericsVersion = 1;
+// Upper bound of an activation chunk: documents of a chunk are the largest power of two whose
+// longest fit. RocksDB keeps .7 of a raw file's speed at this size and half at 8 MiB.
+inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
+// For `source: activations`, this many consecutive rows are one document.
+inline constexpr std::uint64_t kRowsPerActivationDocument = 1024;
+
+enum class Architecture : std::uint8_t { kStandard, kStandardBricken, kTopK, kBatchTopK, kPAnneal };
+enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
+enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
+enum class Precision : std::uint8_t { kFloat32, kBFloat16 };
+enum class SparsityFunction : std::uint8_t { kLp, kLpP };  // (sum f^p)^(1/p) | sum f^p
+
+// As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal";
+// "none", "unit_mean_square", "sqrt_d"; "full", "window", "none"; "fp32", "bf16"; "lp", "lp_p".
+std::string_view to_string(Architecture value);
+std::string_view to_string(Normalize value);
+std::string_view to_string(Shuffle value);
+std::string_view to_string(Precision value);
+std::string_view to_string(SparsityFunction value);
+std::optional<Architecture> parse_architecture(std::string_view text);
+
+struct ModelSpec {
+  std::string name;    // last part of the folder's path, for people
+  std::string path;    // absolute folder: config.json + model.safetensors
+  bool random_weights = false;
+  std::uint64_t seed = 0;  // of random weights
+  std::string digest;  // SHA-256 hex over config and weights (shape and seed if random)
+  bool operator==(const ModelSpec&) const = default;
+};
+
+struct DataSpec {
+  std::string source;  // "othello" | "activations"
+  // othello
+  int board = 8;
+  std::string play = "uniform";
+  std::uint64_t games = 0;
+  std::uint64_t seed = 0;
+  // activations
+  std::string path;    // absolute: a safetensors file or a folder of them
+  std::string tensor;
+  std::string digest;  // SHA-256 hex over the files' content, in name order
+  bool operator==(const DataSpec&) const = default;
+};
+
+// Everything that determines the rows of one activation stream and their order.
+struct StreamSpec {
+  std::optional<ModelSpec> model;  // none for `source: activations`
+  DataSpec data;
+  std::string hook;                // TransformerLens name; empty for `source: activations`
+  std::uint64_t tokens = 0;        // rows of one pass
+  DType dtype = DType::kBFloat16;
+  Normalize normalize = Normalize::kNone;
+  Shuffle shuffle = Shuffle::kFull;
+  std::uint64_t shuffle_rows = 0;  // rows permuted together; 0: the default rule
+  double holdout = 0;              // share of documents kept for evaluation
+  std::uint64_t seed = 0;          // order
+  bool operator==(const StreamSpec&) const = default;
+
+  Json to_json() const;
+  Json identity_json() const;
+  // The key of its chunks in the cache: the identity without what only orders or scales rows after
+  // they are stored (tokens, normalize, shuffle_rows).
+  Json cache_json() const;
+  static Result<StreamSpec> from_json(const Json& json);
+};
+
+// All step counts are absolute here.
+struct TrainingSpec {
+  Architecture architecture = Architecture::kTopK;
+  std::string recipe;          // "saebench-v1"
+  std::uint64_t d_sae = 0;
+  std::optional<std::uint64_t> k;   // topk family
+  std::optional<double> l1;         // L1 coefficient: standard family, p_anneal
+  std::uint64_t tokens = 0;         // budget
+  std::uint64_t batch = 0;          // rows a step
+  double lr = 0;
+  double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8;
+  std::uint64_t warmup_steps = 0;
+  std::uint64_t decay_start = 0;    // step; equal to steps(): no decay
+  std::uint64_t sparsity_warmup_steps = 0;
+  std::optional<double> grad_clip;  // global norm
+  // topk family
+  std::uint64_t aux_k = 0;          // 0: d_in / 2, the recipe's rule
+  double aux_k_weight = 0;
+  std::uint64_t dead_after_tokens = 0;
+  double threshold_beta = 0;
+  std::uint64_t threshold_start_step = 0;
+  // p_anneal
+  double p_start = 1, p_end = 0.2;
+  std::uint64_t anneal_start = 0, anneal_end = 0, n_sparsity_updates = 0;
+  SparsityFunction sparsity_function = SparsityFunction::kLpP;
+
+  std::uint64_t seed = 0;           // initialisation
+  Precision precision = Precision::kFloat32;
+  bool deterministic = true;
+  std::string device = "cpu";       // "cpu" | "cuda"
+  std::string init_path;            // absolute; empty: the recipe's initialisation
+  std::string init_digest;
+  bool operator==(const TrainingSpec&) const = default;
+
+  std::uint64_t steps() const { return batch == 0 ? 0 : tokens / batch; }
+  Json to_json() const;
+  Json identity_json() const;
+  static Result<TrainingSpec> from_json(const Json& json);
+};
+
+struct TrialSpec {
+  StreamSpec stream;
+  TrainingSpec training;
+  bool operator==(const TrialSpec&) const = default;
+
+  Sha256 identity() const;
+  Json to_json() const;
+  static Result<TrialSpec> from_json(const Json& json);
+};
+
+// One entry of `evaluate`.
+struct EvaluationSpec {
+  std::string kind;          // "core" | "board"
+  std::uint64_t tokens = 0;  // core: of each of its two passes, rounded up to whole documents
+  std::uint64_t games = 0;   // board: half for labels and thresholds, half for scores
+  bool operator==(const EvaluationSpec&) const = default;
+
+  Json to_json() const;
+  static Result<EvaluationSpec> from_json(const Json& json);
+};
+
+// One row of `baselines` on one stream.
+struct BaselineSpec {
+  std::string name;    // identity | pca | random_sae | neurons | linear_probe | always_on |
+                       // placement | random_model
+  StreamSpec stream;   // random_model: with random weights
+  std::optional<TrainingSpec> training;  // random_model: the SAE to train; random_sae: its shape
+  bool operator==(const BaselineSpec&) const = default;
+
+  // Folder under baselines/<hook>/: the name, with "-<d_sae>" for random_sae.
+  std::string folder() const;
+  Sha256 identity() const;
+  Json to_json() const;
+  static Result<BaselineSpec> from_json(const Json& json);
+};
+
+// Identity of a score: what was scored (a trial's or baseline's identity), how, and the version of
+// the metrics.
+Sha256 score_identity(const Sha256& subject, const EvaluationSpec& evaluation, int metric_version);
+
+// A `train_lm` job: a decoder-only transformer trained from scratch.
+struct TrainLmSpec {
+  DataSpec data;
+  int layers = 4, d_model = 128, heads = 4, d_mlp = 512, context = 31;
+  std::string activation = "gelu";  // gelu (erf) | gelu_new (tanh) | relu
+  bool tied = false, bias = true;
+  std::uint64_t games = 0;  // games seen, repeats counted
+  std::uint64_t batch = 0;  // games a step
+  double lr = 0;
+  std::uint64_t warmup_steps = 0;
+  double weight_decay = 0.1, grad_clip = 1.0;
+  std::uint64_t seed = 0;
+  double holdout = 0.05;
+  bool operator==(const TrainLmSpec&) const = default;
+
+  std::uint64_t steps() const { return batch == 0 ? 0 : games / batch; }
+  Sha256 identity() const;
+  Json to_json() const;
+  static Result<TrainLmSpec> from_json(const Json& json);
+};
+
+}  // namespace saesweep::sweeps

@@ -1,0 +1,70 @@
+// From a sweep file to everything it asks for: trials in order, baselines, evaluations, resources.
+// Reading has no side effect besides reading the files it names.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+#include "sweeps/spec.h"
+
+namespace saesweep::sweeps {
+
+// One thing wrong with a sweep file. Shown as
+// FILE:LINE:COLUMN: key.path: what is wrong, with the value; what would be right
+struct SweepFileError {
+  std::string file;
+  int line = 0, column = 0;  // from 1; 0 when the file as a whole is meant
+  std::string key;           // "trials[1].k"; "--set train.tokens" for an override
+  std::string message;
+  std::string to_string() const;
+};
+
+struct PlannedTrial {
+  std::uint32_t number = 0;  // in the sweep, from 0, in order of expansion
+  TrialSpec spec;
+  Sha256 identity;
+};
+
+struct PlannedBaseline {
+  BaselineSpec spec;
+  Sha256 identity;
+};
+
+struct ResourceSpec {
+  std::uint64_t memory_bytes = std::uint64_t{4} << 30;
+  std::uint32_t slots = 1;
+};
+
+struct SweepPlan {
+  std::string name;
+  std::vector<PlannedTrial> trials;  // equal identities collapse into the first
+  std::vector<PlannedBaseline> baselines;
+  std::vector<EvaluationSpec> evaluations;
+  std::optional<TrainLmSpec> train_lm;  // then trials and baselines are empty
+  ResourceSpec resources;
+  std::uint64_t cache_bytes = 0;
+  double checkpoint_every_s = 60;
+  std::vector<std::string> warnings;
+  std::string effective_yaml;  // the file with overrides applied and `device: auto` resolved
+};
+
+struct PlanOptions {
+  std::vector<std::string> overrides;  // "train.tokens=1M", as --set gives them
+  std::string auto_device = "cpu";     // what `device: auto` means on this machine
+};
+
+// Either a plan, or all errors of the file at once.
+tl::expected<SweepPlan, std::vector<SweepFileError>> plan_sweep(const std::filesystem::path& file,
+                                                                const PlanOptions& options = {});
+
+// The same from text, as tests and the fuzz target use it; relative paths are relative to
+// `directory`.
+tl::expected<SweepPlan, std::vector<SweepFileError>> plan_sweep_text(
+    std::string_view text, const std::string& file_name, const std::filesystem::path& directory,
+    const PlanOptions& options = {});
+
+}  // namespace saesweep::sweeps

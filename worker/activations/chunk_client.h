@@ -1,0 +1,75 @@
+// An executor's side of the activation cache: fetches a chunk through shared memory, or harvests it
+// and hands it in. Several executors that fetch the same chunks harvest each only once. No
+// LibTorch.
+//
+// The protocol is described in worker/agent/chunk_service.h.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "core/clock.h"
+#include "core/result.h"
+#include "scheduler/protocol/messages.pb.h"
+
+namespace saesweep::worker {
+
+// Sends a request to the agent and waits for its reply.
+using ChunkTransport = std::function<Result<protocol::ChunkReply>(protocol::ChunkRequest)>;
+
+struct ChunkClientOptions {
+  // How long to wait for a chunk that another executor harvests, before harvesting it here: longer
+  // than the agent's claims last, so that a claim of the dead is taken over first.
+  Duration patience = std::chrono::minutes(5);
+  Duration first_wait = std::chrono::milliseconds(2);  // doubles up to `longest_wait`
+  Duration longest_wait = std::chrono::milliseconds(250);
+  std::function<TimePoint()> now = {};       // empty: the monotonic clock
+  std::function<void(Duration)> sleep = {};  // empty: of this thread
+};
+
+class ChunkClient {
+ public:
+  // `memory` is the descriptor that came with `opened`; it is mapped here and stays the caller's.
+  // `row_bytes` is d_in times the size of a value.
+  // Errors: kInvalidArgument with the agent's problem, or if the slots hold no row;
+  // kResourceExhausted or kUnavailable if the memory cannot be mapped.
+  static Result<ChunkClient> open(std::string stream, const protocol::ChunkOpened& opened,
+                                  int memory, std::size_t row_bytes, ChunkTransport transport,
+                                  ChunkClientOptions options = {});
+  ChunkClient(ChunkClient&& other) noexcept;
+  ChunkClient& operator=(ChunkClient&& other) noexcept;
+  ~ChunkClient();
+
+  // Fills the bytes of a chunk and returns its rows.
+  using Harvest = std::function<Result<std::uint32_t>(std::span<std::byte>)>;
+
+  // Brings chunk `index` into `out`, which holds a whole chunk, and returns its rows. `harvest` is
+  // called at most once, with `out`. `stop` is asked while waiting for another executor.
+  // A cache that is full or gone never fails this: the chunk is harvested.
+  // Errors: those of `harvest` and of the transport; kUnavailable when stopped.
+  Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out, const Harvest& harvest,
+                              const std::function<bool()>& stop = {});
+
+ private:
+  ChunkClient() = default;
+  Result<protocol::ChunkReply> ask(protocol::ChunkRequest::Verb verb, std::uint32_t index,
+                                   std::uint32_t rows = 0);
+  Result<std::uint32_t> harvest_and_write(std::uint32_t index, std::span<std::byte> out,
+                                          const Harvest& harvest, bool claimed);
+
+  std::string stream_;
+  std::byte* memory_ = nullptr;
+  std::size_t memory_bytes_ = 0;
+  std::size_t slot_bytes_ = 0;
+  std::size_t row_bytes_ = 0;
+  std::uint64_t last_id_ = 0;
+  ChunkTransport transport_;
+  ChunkClientOptions options_;
+};
+
+}  // namespace saesweep::worker

@@ -1,0 +1,151 @@
+#include "worker/activations/harvest.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "core/check.h"
+
+namespace saesweep::worker {
+namespace {
+
+// Rounds fp32 values to the stored dtype.
+void store(const float* values, std::size_t count, DType dtype, std::byte* out) {
+  if (dtype == DType::kFloat32) {
+    std::memcpy(out, values, count * sizeof(float));
+    return;
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint16_t bits = to_bf16(values[i]);
+    std::memcpy(out + 2 * i, &bits, 2);
+  }
+}
+
+class ModelHarvester final : public Harvester {
+ public:
+  ModelHarvester(const sweeps::StreamSpec& stream, std::shared_ptr<const Transformer> model,
+                 std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool)
+      : hook_(stream.hook),
+        dtype_(stream.dtype),
+        model_(std::move(model)),
+        documents_(std::move(documents)),
+        pool_(&pool) {}
+
+  std::int64_t d_in() const override { return model_->hook_width(hook_); }
+  const Documents& documents() const override { return *documents_; }
+
+  Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
+                                std::span<std::byte> out) override {
+    const auto chosen = plan.documents_of(chunk);
+    try {
+      const at::Tensor rows = activations_of(*model_, hook_, *documents_, chosen, *pool_);
+      const auto count = static_cast<std::size_t>(rows.numel());
+      SAE_CHECK(count * size_of(dtype_) <= out.size(), "chunk {} has {} values", chunk, count);
+      store(rows.const_data_ptr<float>(), count, dtype_, out.data());
+      return static_cast<std::uint32_t>(rows.size(0));
+    } catch (const c10::OutOfMemoryError& error) {
+      return fail(ErrorCode::kResourceExhausted, "harvest of chunk {}: {}", chunk, error.what());
+    } catch (const std::bad_alloc&) {
+      return fail(ErrorCode::kResourceExhausted, "harvest of chunk {}: out of memory", chunk);
+    }
+  }
+
+ private:
+  std::string hook_;
+  DType dtype_;
+  std::shared_ptr<const Transformer> model_;
+  std::shared_ptr<const TokenDocuments> documents_;
+  ThreadPool* pool_;
+};
+
+class FileHarvester final : public Harvester {
+ public:
+  FileHarvester(const sweeps::StreamSpec& stream,
+                std::shared_ptr<const ActivationDocuments> documents)
+      : dtype_(stream.dtype), documents_(std::move(documents)) {}
+
+  std::int64_t d_in() const override { return documents_->d_in(); }
+  const Documents& documents() const override { return *documents_; }
+
+  Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
+                                std::span<std::byte> out) override {
+    const auto width = static_cast<std::size_t>(d_in());
+    std::vector<float> rows(documents_->max_rows() * width);
+    std::size_t done = 0;
+    for (const std::uint64_t document : plan.documents_of(chunk)) {
+      const auto count = static_cast<std::size_t>(documents_->rows(document));
+      documents_->read(document, rows.data());
+      SAE_CHECK((done + count) * width * size_of(dtype_) <= out.size(), "chunk {}", chunk);
+      store(rows.data(), count * width, dtype_, out.data() + done * width * size_of(dtype_));
+      done += count;
+    }
+    return static_cast<std::uint32_t>(done);
+  }
+
+ private:
+  DType dtype_;
+  std::shared_ptr<const ActivationDocuments> documents_;
+};
+
+}  // namespace
+
+at::Tensor activations_of(const Transformer& model, const std::string& hook,
+                          const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
+                          ThreadPool& pool) {
+  const std::int64_t width = model.hook_width(hook);
+  std::vector<std::int64_t> first_row(chosen.size() + 1, 0);
+  for (std::size_t i = 0; i < chosen.size(); ++i)
+    first_row[i + 1] = first_row[i] + static_cast<std::int64_t>(documents.rows(chosen[i]));
+  at::Tensor rows = at::empty({first_row.back(), width}, at::kFloat);
+  const auto count = static_cast<std::int64_t>(chosen.size());
+  const std::int64_t length = documents.context();
+  pool.run((count + kDocumentsPerForward - 1) / kDocumentsPerForward, [&](std::int64_t piece) {
+    const std::int64_t begin = piece * kDocumentsPerForward;
+    const std::int64_t end = std::min(count, begin + kDocumentsPerForward);
+    at::Tensor tokens = at::zeros({kDocumentsPerForward, length}, at::kLong);
+    auto ids = tokens.accessor<std::int64_t, 2>();
+    for (std::int64_t i = begin; i < end; ++i) {
+      const auto document = chosen[static_cast<std::size_t>(i)];
+      const auto sequence = documents.tokens(document);
+      for (std::size_t at = 0; at < documents.rows(document); ++at)
+        ids[i - begin][static_cast<std::int64_t>(at)] = sequence[at];
+    }
+    ForwardRequest request;
+    request.capture = {hook};
+    request.logits = false;
+    const at::Tensor captured =
+        model.forward(tokens, request).captured.at(hook).contiguous();  // [16, length, width]
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t first = first_row[static_cast<std::size_t>(i)];
+      const std::int64_t own = first_row[static_cast<std::size_t>(i) + 1] - first;
+      std::memcpy(rows.mutable_data_ptr<float>() + first * width,
+                  captured.const_data_ptr<float>() + (i - begin) * length * width,
+                  static_cast<std::size_t>(own * width) * sizeof(float));
+    }
+  });
+  return rows;
+}
+
+Result<std::unique_ptr<Harvester>> make_harvester(const sweeps::StreamSpec& stream,
+                                                  std::shared_ptr<const Transformer> model,
+                                                  std::shared_ptr<const TokenDocuments> documents,
+                                                  ThreadPool& pool) {
+  SAE_TRY_VOID(model->check_hook(stream.hook));
+  if (model->config().vocabulary < documents->vocabulary())
+    return fail(ErrorCode::kInvalidArgument,
+                "the model knows {} tokens, but `data` needs {}: was it trained on another board?",
+                model->config().vocabulary, documents->vocabulary());
+  return std::unique_ptr<Harvester>(
+      std::make_unique<ModelHarvester>(stream, std::move(model), std::move(documents), pool));
+}
+
+Result<std::unique_ptr<Harvester>> make_harvester(
+    const sweeps::StreamSpec& stream, std::shared_ptr<const ActivationDocuments> documents) {
+  return std::unique_ptr<Harvester>(
+      std::make_unique<FileHarvester>(stream, std::move(documents)));
+}
+
+}  // namespace saesweep::worker

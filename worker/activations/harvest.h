@@ -1,0 +1,51 @@
+// Computes the bytes of activation chunks: a forward pass of the subject model up to the hook, or a
+// copy of rows that somebody else harvested.
+//
+// A chunk always has the same bytes: documents go through the model in fixed micro-batches padded to
+// the full context, one thread each, and values are rounded to the stored dtype.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "core/result.h"
+#include "sweeps/spec.h"
+#include "worker/activations/chunk_plan.h"
+#include "worker/data/documents.h"
+#include "worker/models/transformer.h"
+#include "worker/parallel/thread_pool.h"
+
+namespace saesweep::worker {
+
+// Documents a micro-batch: part of the numerics.
+inline constexpr std::int64_t kDocumentsPerForward = 16;
+
+// The model's activations at `hook` for whole documents, rows in order: fp32
+// [sum of rows(document), width]. Micro-batches of kDocumentsPerForward run side by side.
+at::Tensor activations_of(const Transformer& model, const std::string& hook,
+                          const TokenDocuments& documents,
+                          std::span<const std::uint64_t> chosen, ThreadPool& pool);
+
+class Harvester {
+ public:
+  virtual ~Harvester() = default;
+  virtual std::int64_t d_in() const = 0;
+  virtual const Documents& documents() const = 0;
+  // All rows of the chunk's documents into `out`, in the stored dtype; returns how many rows.
+  // Errors: kResourceExhausted (memory).
+  virtual Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
+                                        std::span<std::byte> out) = 0;
+};
+
+// Errors: those of opening model and data, kInvalidArgument for an unknown hook.
+Result<std::unique_ptr<Harvester>> make_harvester(const sweeps::StreamSpec& stream,
+                                                  std::shared_ptr<const Transformer> model,
+                                                  std::shared_ptr<const TokenDocuments> documents,
+                                                  ThreadPool& pool);
+Result<std::unique_ptr<Harvester>> make_harvester(
+    const sweeps::StreamSpec& stream, std::shared_ptr<const ActivationDocuments> documents);
+
+}  // namespace saesweep::worker

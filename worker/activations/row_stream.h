@@ -1,0 +1,25 @@
+// The rows a trial trains on, by their position: row r of the endless stream that reads pass 0, then
+// pass 1, ... each in its own order. The same row has the same bytes whoever reads it, whenever, with
+// or without a cache.
+#pragma once
+
+#include <cstdint>
+
+#include "core/result.h"
+
+namespace saesweep::worker {
+
+class RowStream {
+ public:
+  virtual ~RowStream() = default;
+  virtual std::int64_t d_in() const = 0;
+  virtual std::uint64_t rows_per_pass() const = 0;
+  // What rows were multiplied with (sweep key `normalize`); 1 for none.
+  virtual double norm_factor() const = 0;
+  // Rows [first, first + count), already normalised, as fp32 row-major into out[count * d_in].
+  // Blocks while chunks are harvested. Not thread-safe.
+  // Errors: those of the harvest (kResourceExhausted: out of memory; kUnavailable: stopping).
+  virtual Result<void> read(std::uint64_t first, std::uint64_t count, float* out) = 0;
+};
+
+}  // namespace saesweep::worker

@@ -1,0 +1,251 @@
+#include "worker/agent/chunk_service.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "core/files.h"
+#include "core/log.h"
+
+namespace saesweep::agent {
+namespace {
+
+using protocol::ChunkReply;
+using protocol::ChunkRequest;
+
+// Far above any chunk: a number beyond it is a mistake, not a wish.
+constexpr std::uint64_t kMaxSlotBytes = std::uint64_t{4} << 30;
+
+Result<storage::ChunkShape> shape_of(const protocol::ChunkOpen& request) {
+  const auto dtype = static_cast<DType>(request.dtype());
+  if (request.dtype() != static_cast<std::uint32_t>(DType::kFloat32) &&
+      request.dtype() != static_cast<std::uint32_t>(DType::kBFloat16)) {
+    return fail(ErrorCode::kInvalidArgument, "unknown dtype {}", request.dtype());
+  }
+  // 2^32 rows of 2^32 values are the most the two fields can say: in 64 bits, but for their size.
+  const std::uint64_t values = std::uint64_t{request.rows_per_chunk()} * request.d_in();
+  if (values == 0 || values > kMaxSlotBytes / size_of(dtype)) {
+    return fail(ErrorCode::kInvalidArgument, "chunks of [{}, {}] {}", request.rows_per_chunk(),
+                request.d_in(), to_string(dtype));
+  }
+  return storage::ChunkShape{request.rows_per_chunk(), request.d_in(), dtype};
+}
+
+// Memory of a fixed size that both processes map.
+Result<OwnedFd> sealed_memory(std::uint64_t bytes) {
+  OwnedFd memory(::memfd_create("saesweep-chunks", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (memory.get() < 0) return fail(system_error(errno, "create shared memory"));
+  if (::ftruncate(memory.get(), static_cast<off_t>(bytes)) != 0) {
+    return fail(system_error(errno, fmt::format("size shared memory to {} bytes", bytes)));
+  }
+  // With SEAL nobody can take the other two off again.
+  if (::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
+    return fail(system_error(errno, "seal shared memory"));
+  }
+  return memory;
+}
+
+}  // namespace
+
+OwnedFd::~OwnedFd() {
+  if (value_ >= 0) ::close(value_);
+}
+
+ChunkService::~ChunkService() = default;
+
+ChunkService::Session::~Session() {
+  if (memory != nullptr) ::munmap(memory, memory_bytes);
+}
+
+std::span<std::byte> ChunkService::Session::slot(std::uint32_t index) const {
+  return {memory + index * full.bytes(), full.bytes()};
+}
+
+ChunkService::Opened ChunkService::open(ConnectionId connection,
+                                        const protocol::ChunkOpen& request) {
+  Opened opened;
+  const auto attempt = [&]() -> Result<void> {
+    SAE_TRY(const storage::ChunkShape full, shape_of(request));
+    const std::uint64_t bytes = kSlots * full.bytes();
+    SAE_TRY(OwnedFd memory, sealed_memory(bytes));
+    void* const mapped =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
+    if (mapped == MAP_FAILED) return fail(system_error(errno, "map shared memory"));
+
+    sessions_.erase({connection, request.stream()});
+    Session& session = sessions_[{connection, request.stream()}];
+    session.full = full;
+    session.memory = static_cast<std::byte*>(mapped);
+    session.memory_bytes = bytes;
+    session.cache_bytes = request.cache_bytes();
+    if (cache_ != nullptr && request.cache_bytes() > 0) {
+      auto pin = cache_->pin(request.stream());
+      if (!pin) {
+        sessions_.erase({connection, request.stream()});
+        return fail(std::move(pin.error()));
+      }
+      session.pin = std::move(*pin);
+    }
+    apply_budget();
+    opened.message.set_slots(kSlots);
+    opened.message.set_slot_bytes(full.bytes());
+    opened.memory = std::move(memory);
+    return {};
+  };
+  if (auto done = attempt(); !done) {
+    log::warn("chunks.open connection={} stream={} problem=\"{}\"", connection, request.stream(),
+              done.error().message);
+    opened.message.set_problem(done.error().message);
+  }
+  return opened;
+}
+
+void ChunkService::apply_budget() {
+  if (cache_ == nullptr) return;
+  std::uint64_t budget = 0;
+  for (const auto& [name, session] : sessions_) budget = std::max(budget, session.cache_bytes);
+  // While nobody caches, what is there stays for the next who does.
+  if (budget > 0) cache_->set_budget(budget);
+}
+
+protocol::ChunkReply ChunkService::handle(ConnectionId connection, const ChunkRequest& request,
+                                          TimePoint now) {
+  ChunkReply reply;
+  reply.set_id(request.id());
+  const auto found = sessions_.find({connection, request.stream()});
+  const bool uses_slot =
+      request.verb() == ChunkRequest::READ || request.verb() == ChunkRequest::WRITE;
+  if (found == sessions_.end() || (uses_slot && request.slot() >= kSlots) ||
+      request.rows() > found->second.full.rows) {
+    log::warn("chunks.malformed connection={} stream={} verb={} slot={} rows={}", connection,
+              request.stream(), static_cast<int>(request.verb()), request.slot(), request.rows());
+    return reply;
+  }
+  const Session& session = found->second;
+  const ChunkName chunk{request.stream(), request.index()};
+  std::uint32_t rows = 0;
+  switch (request.verb()) {
+    case ChunkRequest::READ:
+      reply.set_status(read(session, connection, request, now, rows));
+      reply.set_rows(rows);
+      break;
+    case ChunkRequest::CLAIM:
+      reply.set_status(claim(session, connection, chunk, now));
+      break;
+    case ChunkRequest::WRITE:
+      reply.set_status(write(session, connection, request));
+      break;
+    case ChunkRequest::RELEASE:
+      release(connection, chunk);
+      reply.set_status(ChunkReply::OK);
+      break;
+    default:
+      break;
+  }
+  return reply;
+}
+
+ChunkReply::Status ChunkService::read(const Session& session, ConnectionId connection,
+                                      const ChunkRequest& request, TimePoint now,
+                                      std::uint32_t& rows) {
+  if (!session.pin) return ChunkReply::MISSING;
+  // While somebody else harvests it, it need not be looked for.
+  const auto claimed = claims_.find({request.stream(), request.index()});
+  if (claimed != claims_.end() && claimed->second.owner != connection &&
+      now < claimed->second.ends) {
+    return ChunkReply::MISSING;
+  }
+  auto shape = cache_->get(*session.pin, request.index(), session.slot(request.slot()));
+  if (shape && (shape->d_in != session.full.d_in || shape->dtype != session.full.dtype)) {
+    shape = fail(ErrorCode::kCorrupted, "chunk {} of {} is {} wide", request.index(),
+                 request.stream(), shape->d_in);
+  }
+  auto& present = present_[request.stream()];
+  if (shape) {
+    ++counters_.hits;
+    present.insert(request.index());
+    rows = shape->rows;
+    return ChunkReply::OK;
+  }
+  present.erase(request.index());
+  switch (shape.error().code) {
+    case ErrorCode::kNotFound:
+      return ChunkReply::MISSING;
+    case ErrorCode::kCorrupted:
+    case ErrorCode::kInvalidArgument:  // larger than a slot: not a chunk of this stream
+      ++counters_.corrupt;
+      return ChunkReply::CORRUPT;
+    default:
+      log::warn("chunks.read stream={} index={} problem=\"{}\"", request.stream(), request.index(),
+                shape.error().message);
+      return ChunkReply::MISSING;
+  }
+}
+
+ChunkReply::Status ChunkService::claim(const Session& session, ConnectionId connection,
+                                       const ChunkName& chunk, TimePoint now) {
+  if (session.pin) {  // whoever has no cache shares nothing
+    if (present_[chunk.first].contains(chunk.second)) return ChunkReply::BUSY;
+    const auto [held, fresh] = claims_.try_emplace(chunk, Claim{connection, now + claim_term_});
+    if (!fresh) {
+      if (held->second.owner != connection && now < held->second.ends) return ChunkReply::BUSY;
+      held->second = Claim{connection, now + claim_term_};
+    }
+  }
+  ++counters_.misses;
+  return ChunkReply::OK;
+}
+
+ChunkReply::Status ChunkService::write(const Session& session, ConnectionId connection,
+                                       const ChunkRequest& request) {
+  const ChunkName chunk{request.stream(), request.index()};
+  // Stored or not, this harvest is over. A later owner's claim stands until its own write.
+  release(connection, chunk);
+  if (session.pin) {
+    const storage::ChunkShape shape{request.rows(), session.full.d_in, session.full.dtype};
+    const auto stored = cache_->put(*session.pin, request.index(), shape,
+                                    session.slot(request.slot()).first(shape.bytes()));
+    if (stored) {
+      present_[chunk.first].insert(chunk.second);
+      return ChunkReply::OK;
+    }
+    if (stored.error().code != ErrorCode::kResourceExhausted) {
+      log::warn("chunks.write stream={} index={} problem=\"{}\"", chunk.first, chunk.second,
+                stored.error().message);
+    }
+  }
+  ++counters_.refused_writes;
+  return ChunkReply::FULL;
+}
+
+void ChunkService::release(ConnectionId connection, const ChunkName& chunk) {
+  const auto held = claims_.find(chunk);
+  if (held != claims_.end() && held->second.owner == connection) claims_.erase(held);
+}
+
+void ChunkService::close(ConnectionId connection) {
+  std::erase_if(claims_, [&](const auto& claim) { return claim.second.owner == connection; });
+  std::erase_if(sessions_, [&](const auto& session) { return session.first.first == connection; });
+  // An unpinned stream may be evicted, so what was known of it no longer holds.
+  std::erase_if(present_, [&](const auto& stream) {
+    return std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
+      return session.first.second == stream.first && session.second.pin;
+    });
+  });
+  apply_budget();
+}
+
+ChunkCounters ChunkService::counters() const {
+  ChunkCounters counters = counters_;
+  if (cache_ != nullptr) {
+    const storage::CacheStats stats = cache_->stats();
+    counters.bytes = stats.bytes;
+    counters.evicted_bytes = stats.evicted_bytes;
+  }
+  return counters;
+}
+
+}  // namespace saesweep::agent

@@ -1,0 +1,136 @@
+// Activation chunks for the executors of one node: what they ask of the cache, and who harvests a
+// chunk that is not there.
+//
+// Each (connection, stream) shares a memfd of kSlots slots with its executor, sealed in its size,
+// so that neither side can pull it from under the other. READ copies a chunk from the cache into a
+// slot, WRITE from a slot into the cache; the bytes never travel through the socket.
+//
+//   READ(index, slot)         OK with rows; MISSING; CORRUPT (harvest it again, the write replaces
+//   it) CLAIM(index)              OK: yours to harvest. BUSY: somebody has just written it or is
+//   harvesting
+//                             it: read again later. A claim ends with the write, with RELEASE, with
+//                             its connection, or after `claim_term`, when others may take it over
+//   WRITE(index, slot, rows)  OK; FULL: not stored (no budget, or the disk is full), train from the
+//   slot RELEASE(index)            OK; the claim is given up anything malformed STATUS_UNSPECIFIED
+//
+// Where there is no cache (cache_bytes 0, or it could not be opened) everything works: READ says
+// MISSING, CLAIM always OK, WRITE always FULL.
+//
+// No sockets and no clock: the agent's loop owns those. One thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <unordered_set>
+#include <utility>
+
+#include "core/clock.h"
+#include "core/result.h"
+#include "scheduler/protocol/messages.pb.h"
+#include "storage/activation_cache.h"
+
+namespace saesweep::agent {
+
+// A descriptor that closes itself.
+class OwnedFd {
+ public:
+  OwnedFd() = default;
+  explicit OwnedFd(int value) : value_(value) {}
+  OwnedFd(OwnedFd&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
+  OwnedFd& operator=(OwnedFd&& other) noexcept {
+    std::swap(value_, other.value_);
+    return *this;
+  }
+  ~OwnedFd();
+  int get() const { return value_; }
+
+ private:
+  int value_ = -1;
+};
+
+using ConnectionId = std::uint64_t;
+
+struct ChunkCounters {
+  std::uint64_t hits = 0;            // chunks read from the cache
+  std::uint64_t misses = 0;          // chunks given to somebody to harvest
+  std::uint64_t corrupt = 0;         // chunks whose bytes were damaged
+  std::uint64_t refused_writes = 0;  // answered FULL
+  std::uint64_t bytes = 0;           // held by the cache now
+  std::uint64_t evicted_bytes = 0;
+};
+
+class ChunkService {
+ public:
+  // Of each stream of each connection. Pages that nobody touches cost nothing.
+  static constexpr std::uint32_t kSlots = 4;
+  // Longer than a chunk takes to harvest, shorter than anybody waits for one that died unseen.
+  static constexpr std::chrono::seconds kClaimTerm{120};
+
+  // `cache` may be null: none could be opened. It outlives this. Open it without a budget: the runs
+  // bring theirs.
+  explicit ChunkService(storage::ActivationCache* cache, Duration claim_term = kClaimTerm)
+      : cache_(cache), claim_term_(claim_term) {}
+  ~ChunkService();
+  ChunkService(const ChunkService&) = delete;
+  ChunkService& operator=(const ChunkService&) = delete;
+
+  struct Opened {
+    protocol::ChunkOpened message;  // `problem` is empty if it was opened
+    OwnedFd memory;                 // to be passed along; closed by whoever holds this
+  };
+  // Opens a stream for a connection, or opens it anew with fresh slots. The budget of the cache is
+  // the largest cache_bytes of those who have a stream open.
+  Opened open(ConnectionId connection, const protocol::ChunkOpen& request);
+
+  protocol::ChunkReply handle(ConnectionId connection, const protocol::ChunkRequest& request,
+                              TimePoint now);
+
+  // Frees the claims, pins and slots of a connection that ended.
+  void close(ConnectionId connection);
+
+  ChunkCounters counters() const;
+
+ private:
+  struct Session {
+    storage::ChunkShape full;  // of a chunk with rows_per_chunk rows
+    std::uint64_t cache_bytes = 0;
+    std::optional<storage::ActivationCache::Pin> pin;  // none: without a cache
+    std::byte* memory = nullptr;                       // kSlots * full.bytes()
+    std::uint64_t memory_bytes = 0;
+    Session() = default;
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+    ~Session();
+    std::span<std::byte> slot(std::uint32_t index) const;
+  };
+  struct Claim {
+    ConnectionId owner;
+    TimePoint ends;
+  };
+  using ChunkName = std::pair<std::string, std::uint32_t>;  // stream, index
+  using SessionName = std::pair<ConnectionId, std::string>;
+
+  protocol::ChunkReply::Status read(const Session& session, ConnectionId connection,
+                                    const protocol::ChunkRequest& request, TimePoint now,
+                                    std::uint32_t& rows);
+  protocol::ChunkReply::Status claim(const Session& session, ConnectionId connection,
+                                     const ChunkName& chunk, TimePoint now);
+  protocol::ChunkReply::Status write(const Session& session, ConnectionId connection,
+                                     const protocol::ChunkRequest& request);
+  void release(ConnectionId connection, const ChunkName& chunk);
+  void apply_budget();
+
+  storage::ActivationCache* cache_;
+  Duration claim_term_;
+  std::map<SessionName, Session> sessions_;
+  std::map<ChunkName, Claim> claims_;
+  // Chunks known to be in the cache since somebody wrote or read them, of streams that are open:
+  // who saw MISSING before the write must not harvest the chunk again.
+  std::map<std::string, std::unordered_set<std::uint32_t>> present_;
+  ChunkCounters counters_;
+};
+
+}  // namespace saesweep::agent

@@ -1,0 +1,52 @@
+// A trained dictionary as others use it: raw activations in, codes and reconstruction out.
+// Normalisation is folded in; sae.safetensors + config.json hold exactly this.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "core/json.h"
+#include "core/result.h"
+#include "sweeps/spec.h"
+
+namespace saesweep::worker {
+
+struct Sae {
+  // How codes are selected from z = (x - b_dec) W_enc^T + b_enc (without the subtraction if
+  // !apply_b_dec_to_input).
+  enum class Selection {
+    kRelu,       // relu(z)
+    kTopK,       // the k largest of relu(z) of each row; ties: lowest index
+    kThreshold,  // relu(z) where z > threshold (BatchTopK at inference: one value for all latents)
+    kLinear,     // z itself: signed codes of the identity and PCA baselines
+    kIdentity,   // f = x, x_hat = x; no tensors
+  };
+  std::string name;             // arch or baseline name
+  Selection selection = Selection::kRelu;
+  std::int64_t k = 0;           // kTopK
+  bool apply_b_dec_to_input = true;
+  at::Tensor w_enc;             // [d_sae, d_in] fp32
+  at::Tensor b_enc;             // [d_sae]
+  at::Tensor w_dec;             // [d_sae, d_in], row i is atom i
+  at::Tensor b_dec;             // [d_in]
+  at::Tensor threshold;         // [d_sae], kThreshold only
+
+  std::int64_t d_in() const;
+  std::int64_t d_sae() const;
+  // x: [rows, d_in] -> [rows, d_sae]; rows are independent of each other
+  at::Tensor encode(const at::Tensor& x) const;
+  // f: [rows, d_sae] -> [rows, d_in]
+  at::Tensor decode(const at::Tensor& f) const;
+};
+
+// sae.safetensors: W_enc, b_enc, W_dec, b_dec[, threshold], fp32. `config` is config.json.
+// Errors: kNotFound; kCorrupted; kInvalidArgument naming the tensor.
+Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& config);
+// The bytes of sae.safetensors.
+std::string serialize_sae(const Sae& sae);
+
+}  // namespace saesweep::worker
