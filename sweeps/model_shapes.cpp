@@ -1,5 +1,7 @@
 #include "sweeps/model_shapes.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <fstream>

@@ -1,0 +1,1 @@
+#include "scheduler/protocol/executor_channel.h"

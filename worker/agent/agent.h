@@ -1,0 +1,52 @@
+// The agent of a node: asks the scheduler for work, keeps one warm executor (`saesweep-task`) per
+// slot, supervises them, owns the activation cache and reports. A crash of an executor never takes
+// the agent along; the agent's death ends its executors (end of file on their sockets).
+//
+// One thread owns the DEALER socket, the executors' sockets and the chunk service.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <stop_token>
+#include <string>
+
+#include "core/result.h"
+
+namespace saesweep::agent {
+
+struct AgentOptions {
+  std::string endpoint;                    // of the scheduler: "ipc:///..." or "tcp://..."
+  std::string name = "local";              // shown to people
+  std::string build;                       // of this program
+  std::filesystem::path state_directory;   // absolute
+  std::filesystem::path task_program;      // saesweep-task
+  std::uint32_t slots = 1;
+  std::uint32_t threads = 1;               // all slots together
+  std::uint64_t memory_bytes = 0;          // for all runs together; 0: unknown
+  std::string log_level = "warn";          // of executors
+  std::chrono::milliseconds stop_patience{30'000};  // for executors to checkpoint when stopping
+};
+
+class Agent {
+ public:
+  // Opens the cache (STATE/cache; without one if it cannot be) and connects. Starts no executor
+  // before there is work.
+  // Errors: kNotFound if task_program is not there; kInvalidArgument; kUnavailable.
+  static Result<Agent> create(AgentOptions options);
+  Agent(Agent&&) noexcept;
+  ~Agent();
+
+  // Until `stop` (runs are paused: each member checkpoints and says so, then BYE) or until the
+  // scheduler says BYE.
+  // Errors: kUnavailable if the scheduler refused this agent or was gone for too long.
+  Result<void> run(std::stop_token stop);
+
+ private:
+  struct State;
+  explicit Agent(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace saesweep::agent

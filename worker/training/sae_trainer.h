@@ -1,0 +1,85 @@
+// One SAE in training: parameters, optimiser, schedules, dead-latent bookkeeping, learning curve.
+// Hand-written forward and backward (worker/training/architectures), no autograd.
+//
+// Bytes depend on the spec, the rows and nothing else: not on threads, neighbours, checkpoints,
+// logging. A trainer restored from a checkpoint goes on with the same bytes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/json.h"
+#include "core/result.h"
+#include "sweeps/spec.h"
+#include "worker/parallel/thread_pool.h"
+#include "worker/sae/sae.h"
+
+namespace saesweep::worker {
+
+// Of one step, or of the steps since the last curve point.
+struct StepReport {
+  std::uint64_t step = 0;    // steps done
+  std::uint64_t tokens = 0;  // steps done x batch
+  double loss = 0;           // as optimised: reconstruction + sparsity + auxiliary
+  double mse = 0;            // squared error summed over d_in, mean over rows
+  double fve = 0;            // of this batch
+  double l0 = 0;             // mean non-zero features a row
+  double dead_fraction = 0;
+  double grad_norm = 0;      // before clipping
+  bool applied = true;       // false: not finite, the step was skipped
+};
+
+class SaeTrainer {
+ public:
+  // Parameters are drawn, or read from spec.init_path. `norm_factor` is what rows were multiplied
+  // with (RowStream::norm_factor); it is stored and folded into sae().
+  // Errors: kInvalidArgument (k > d_sae, an init of the wrong shape); kResourceExhausted (memory).
+  static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
+                                                    std::int64_t d_in, double norm_factor,
+                                                    ThreadPool& pool);
+  virtual ~SaeTrainer() = default;
+
+  virtual const sweeps::TrainingSpec& spec() const = 0;
+  virtual std::uint64_t step() const = 0;  // steps done
+  bool finished() const { return step() >= spec().steps(); }
+  // Row of the stream its next batch begins at.
+  std::uint64_t position() const { return step() * spec().batch; }
+
+  // x: [spec().batch, d_in] fp32, lent. The first batch also sets what an initialisation takes from
+  // data. Errors: kDiverged after 10 steps in a row that were not finite (the message names the
+  // step); kResourceExhausted (memory).
+  virtual Result<StepReport> train_step(const at::Tensor& x) = 0;
+
+  // A full-state checkpoint in `directory` (which it creates, whole or absent): weights.safetensors,
+  // optim.safetensors, manifest.json with the SHA-256 of both.
+  // Errors: kResourceExhausted (disk); kUnavailable.
+  virtual Result<void> save(const std::filesystem::path& directory) const = 0;
+  // Errors: kNotFound; kCorrupted; kInvalidArgument if it is of another spec.
+  virtual Result<void> restore(const std::filesystem::path& directory) = 0;
+
+  // The dictionary as others use it: norm factor folded in, decoder norms folded in where that keeps
+  // the function (training.md A.2.4, A.2.5 as public sources have it).
+  virtual Sae sae() const = 0;
+  // BatchTopK without a threshold yet: sets it so that held-out rows [n, d_in] (normalised, as
+  // trained on) have the training L0 on average, and returns true. Others: false.
+  virtual bool calibrate_threshold(const at::Tensor& held_out) = 0;
+  virtual bool needs_threshold() const = 0;
+
+  // config.json's keys that the trainer knows: architecture, parameters, recipe, recipe_hash, tokens,
+  // apply_b_dec_to_input, normalization_factor, threshold_calibrated.
+  virtual Json config() const = 0;
+  // curve.csv: step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm; about 200 points, no times.
+  virtual std::string curve_csv() const = 0;
+  // {"tokens", "steps", "l0_train", "dead_fraction", "skipped_steps", ...}: of the last points.
+  virtual Json summary() const = 0;
+};
+
+// Bytes a trainer and a step of it need, for packing and for `validate`.
+std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64_t d_in);
+
+}  // namespace saesweep::worker
