@@ -1,0 +1,12 @@
+// The version of the metrics of an evaluation. It rises when a definition or its bytes change; it is
+// part of a score's identity, so that old scores are computed anew and never mixed with new ones.
+#pragma once
+
+#include <string_view>
+
+namespace saesweep::metrics {
+
+// `evaluation`: "core" | "board".
+constexpr int metric_version(std::string_view evaluation) { return evaluation == "core" ? 1 : 1; }
+
+}  // namespace saesweep::metrics
