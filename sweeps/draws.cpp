@@ -69,10 +69,13 @@ DrawnValue value_at(const DrawnAxis& axis, double position) {
     return std::min(static_cast<std::uint64_t>(position * static_cast<double>(count)), count - 1);
   };
   switch (axis.kind) {
-    case DrawnAxis::Kind::kIntUniform: return axis.int_low + part(axis.int_high - axis.int_low + 1);
-    case DrawnAxis::Kind::kChoice: return part(axis.choices.size());
+    case DrawnAxis::Kind::kIntUniform:
+      return axis.int_low + part(axis.int_high - axis.int_low + 1);
+    case DrawnAxis::Kind::kChoice:
+      return part(axis.choices.size());
     case DrawnAxis::Kind::kUniform:
-    case DrawnAxis::Kind::kLogUniform: break;
+    case DrawnAxis::Kind::kLogUniform:
+      break;
   }
   return between(axis, position);
 }
@@ -85,10 +88,13 @@ DrawnValue grid_value(const DrawnAxis& axis, std::uint64_t index, std::uint64_t 
     return static_cast<std::uint64_t>(std::llround(share * static_cast<double>(span)));
   };
   switch (axis.kind) {
-    case DrawnAxis::Kind::kIntUniform: return axis.int_low + nearest(axis.int_high - axis.int_low);
-    case DrawnAxis::Kind::kChoice: return nearest(axis.choices.size() - 1);
+    case DrawnAxis::Kind::kIntUniform:
+      return axis.int_low + nearest(axis.int_high - axis.int_low);
+    case DrawnAxis::Kind::kChoice:
+      return nearest(axis.choices.size() - 1);
     case DrawnAxis::Kind::kUniform:
-    case DrawnAxis::Kind::kLogUniform: break;
+    case DrawnAxis::Kind::kLogUniform:
+      break;
   }
   if (index == 0) return axis.low;
   if (index + 1 == samples) return axis.high;
@@ -97,10 +103,14 @@ DrawnValue grid_value(const DrawnAxis& axis, std::uint64_t index, std::uint64_t 
 
 Json range_json(const DrawnAxis& axis) {
   switch (axis.kind) {
-    case DrawnAxis::Kind::kUniform: return {{"uniform", {axis.low, axis.high}}};
-    case DrawnAxis::Kind::kLogUniform: return {{"log_uniform", {axis.low, axis.high}}};
-    case DrawnAxis::Kind::kIntUniform: return {{"int_uniform", {axis.int_low, axis.int_high}}};
-    case DrawnAxis::Kind::kChoice: return {{"choice", axis.choices}};
+    case DrawnAxis::Kind::kUniform:
+      return {{"uniform", {axis.low, axis.high}}};
+    case DrawnAxis::Kind::kLogUniform:
+      return {{"log_uniform", {axis.low, axis.high}}};
+    case DrawnAxis::Kind::kIntUniform:
+      return {{"int_uniform", {axis.int_low, axis.int_high}}};
+    case DrawnAxis::Kind::kChoice:
+      return {{"choice", axis.choices}};
   }
   return nullptr;
 }
@@ -109,17 +119,21 @@ Json range_json(const DrawnAxis& axis) {
 
 std::string_view to_string(Strategy strategy) {
   switch (strategy) {
-    case Strategy::kGrid: return "grid";
-    case Strategy::kRandom: return "random";
-    case Strategy::kLatinHypercube: return "lhs";
-    case Strategy::kSobol: return "sobol";
+    case Strategy::kGrid:
+      return "grid";
+    case Strategy::kRandom:
+      return "random";
+    case Strategy::kLatinHypercube:
+      return "lhs";
+    case Strategy::kSobol:
+      return "sobol";
   }
   return "?";
 }
 
 std::optional<Strategy> parse_strategy(std::string_view text) {
-  for (const Strategy each : {Strategy::kGrid, Strategy::kRandom, Strategy::kLatinHypercube,
-                              Strategy::kSobol})
+  for (const Strategy each :
+       {Strategy::kGrid, Strategy::kRandom, Strategy::kLatinHypercube, Strategy::kSobol})
     if (to_string(each) == text) return each;
   return std::nullopt;
 }

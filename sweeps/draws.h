@@ -24,9 +24,9 @@ struct DrawnAxis {
   enum class Kind : std::uint8_t { kUniform, kLogUniform, kIntUniform, kChoice };
   std::string name;
   Kind kind = Kind::kUniform;
-  double low = 0, high = 0;               // kUniform, kLogUniform
+  double low = 0, high = 0;                 // kUniform, kLogUniform
   std::uint64_t int_low = 0, int_high = 0;  // kIntUniform, both ends included
-  Json choices;                           // kChoice: the values, as they are drawn
+  Json choices;                             // kChoice: the values, as they are drawn
 };
 
 // kUniform, kLogUniform: double; kIntUniform: the integer; kChoice: the index of the choice.

@@ -11,8 +11,8 @@ namespace saesweep::sweeps {
 namespace {
 
 std::optional<Architecture> read_architecture(const Section& section, Problems& problems) {
-  const std::string right = fmt::format("one of {} would be right",
-                                        fmt::join(architecture_names(), ", "));
+  const std::string right =
+      fmt::format("one of {} would be right", fmt::join(architecture_names(), ", "));
   const YamlNode* node = section.require("arch", right);
   if (node == nullptr) return std::nullopt;
   const auto text = scalar_text(*node, section.path_of("arch"), right, problems);
@@ -25,23 +25,6 @@ std::optional<Architecture> read_architecture(const Section& section, Problems& 
     section.add("arch", fmt::format("{} is no architecture; {}", describe(*node),
                                     suggestion(*text, architecture_names())));
   return std::nullopt;
-}
-
-void read_hooks(const Section& section, Family& family, Problems& problems) {
-  const YamlNode* node = section.find("hook");
-  if (node == nullptr) return;
-  const auto add = [&](const YamlNode& item, const std::string& path) {
-    const auto text =
-        scalar_text(item, path, "the name of a hook, or a list of them, would be right", problems);
-    if (!text) return;
-    family.hooks.push_back(*text);
-    family.hook_nodes.push_back(&item);
-  };
-  if (!node->is_sequence()) return add(*node, section.path_of("hook"));
-  if (node->items.empty())
-    section.add("hook", "is an empty list; at least one hook would be right");
-  for (std::size_t i = 0; i < node->items.size(); ++i)
-    add(node->items[i], fmt::format("{}[{}]", section.path_of("hook"), i));
 }
 
 // The sparsity key that an architecture must have.
@@ -68,7 +51,8 @@ bool check_draws(const std::vector<ParameterAxis>& axes, const Search& search, P
     if (search.strategy == Strategy::kGrid) {
       problems.add(*axis.node, axis.path,
                    fmt::format("is drawn and so is {}; under 'strategy: grid' one drawn axis, with "
-                               "lists for the others, would be right", first->path));
+                               "lists for the others, would be right",
+                               first->path));
       ok = false;
     }
   }
@@ -86,6 +70,25 @@ ParameterValue drawn_parameter(const ParameterAxis& axis, const DrawnValue& draw
 }
 
 }  // namespace
+
+void read_hooks(const Section& section, SharedParameters& shared, Problems& problems) {
+  const YamlNode* node = section.find("hook");
+  if (node == nullptr) return;
+  shared.hooks.clear();
+  shared.hook_nodes.clear();
+  const auto add = [&](const YamlNode& item, const std::string& path) {
+    const auto text =
+        scalar_text(item, path, "the name of a hook, or a list of them, would be right", problems);
+    if (!text) return;
+    shared.hooks.push_back(*text);
+    shared.hook_nodes.push_back(&item);
+  };
+  if (!node->is_sequence()) return add(*node, section.path_of("hook"));
+  if (node->items.empty())
+    section.add("hook", "is an empty list; at least one hook would be right");
+  for (std::size_t i = 0; i < node->items.size(); ++i)
+    add(node->items[i], fmt::format("{}[{}]", section.path_of("hook"), i));
+}
 
 std::uint64_t Family::count() const {
   std::uint64_t count = 1;
@@ -139,7 +142,11 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
   family.path = path;
   const auto architecture = read_architecture(section, problems);
   if (architecture) family.architecture = *architecture;
-  read_hooks(section, family, problems);
+  SharedParameters own = {
+      .axes = {}, .seeds = {}, .hooks = shared.hooks, .hook_nodes = shared.hook_nodes};
+  read_hooks(section, own, problems);
+  family.hooks = std::move(own.hooks);
+  family.hook_nodes = std::move(own.hook_nodes);
   if (shared.seeds) family.seeds_ = *shared.seeds;
   if (const YamlNode* seed = section.find("seed"))
     if (auto seeds = read_seeds(*seed, section.path_of("seed"), problems))
@@ -147,9 +154,11 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
   for (const Parameter& each : parameters()) {
     if (const YamlNode* value = section.find(each.name)) {
       if (architecture && !each.applies(*architecture)) {
-        section.add(each.name, fmt::format("does not apply to {}; leaving it out would be right, its "
-                                           "sparsity key is {}", to_string(*architecture),
-                                           parameter(sparsity_key(*architecture)).name));
+        section.add(
+            each.name,
+            fmt::format("does not apply to {}; leaving it out would be right, its "
+                        "sparsity key is {}",
+                        to_string(*architecture), parameter(sparsity_key(*architecture)).name));
         continue;
       }
       if (auto axis = read_axis(each, *value, section.path_of(each.name), problems))
@@ -173,7 +182,8 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
     draws.push_back(*axis.draw);
     samples = axis.samples;
   }
-  if (!draws.empty()) family.points_.emplace(search.strategy, search.seed, std::move(draws), samples);
+  if (!draws.empty())
+    family.points_.emplace(search.strategy, search.seed, std::move(draws), samples);
   if (problems.size() != problems_before) return std::nullopt;
   return family;
 }

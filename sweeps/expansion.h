@@ -34,7 +34,12 @@ struct Search {
 struct SharedParameters {
   std::vector<ParameterAxis> axes;
   std::optional<std::vector<std::uint64_t>> seeds;
+  std::vector<std::string> hooks;
+  std::vector<const YamlNode*> hook_nodes;
 };
+
+// `hook`: a name or a list of them. Leaves the shared ones alone if the section has no such key.
+void read_hooks(const Section& section, SharedParameters& shared, Problems& problems);
 
 class Family {
  public:

@@ -95,7 +95,8 @@ class JsonFields {
     return true;
   }
   static bool take(const Json& field, std::array<double, 2>& out) {
-    return field.is_array() && field.size() == 2 && take(field[0], out[0]) && take(field[1], out[1]);
+    return field.is_array() && field.size() == 2 && take(field[0], out[0]) &&
+           take(field[1], out[1]);
   }
 
   std::string what_;

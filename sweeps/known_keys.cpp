@@ -11,26 +11,29 @@ namespace {
 using namespace std::string_view_literals;
 using enum Architecture;
 
-constexpr std::array kTopKeys{"name"sv,  "model"sv,    "data"sv,      "activations"sv, "train"sv, "trials"sv,
-                              "search"sv, "evaluate"sv, "baselines"sv, "resources"sv,   "train_lm"sv};
+constexpr std::array kTopKeys{"name"sv,      "model"sv,     "data"sv,    "activations"sv,
+                              "train"sv,     "trials"sv,    "search"sv,  "evaluate"sv,
+                              "baselines"sv, "resources"sv, "train_lm"sv};
 constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv};
 constexpr std::array kOthelloKeys{"source"sv, "board"sv, "play"sv, "games"sv, "seed"sv};
 constexpr std::array kActivationDataKeys{"source"sv, "path"sv, "tensor"sv};
-constexpr std::array kActivationsKeys{"hooks"sv,   "tokens"sv,       "dtype"sv,   "normalize"sv, "shuffle"sv,
-                                      "shuffle_rows"sv, "holdout"sv, "cache"sv, "seed"sv};
+constexpr std::array kActivationsKeys{"hooks"sv,     "tokens"sv,  "dtype"sv,
+                                      "normalize"sv, "shuffle"sv, "shuffle_rows"sv,
+                                      "holdout"sv,   "cache"sv,   "seed"sv};
 constexpr std::array kSearchKeys{"strategy"sv, "seed"sv};
 constexpr std::array kCoreKeys{"tokens"sv};
 constexpr std::array kBoardKeys{"games"sv};
 constexpr std::array kResourcesKeys{"memory"sv, "slots"sv};
-constexpr std::array kTrainLmKeys{"layers"sv, "d_model"sv, "heads"sv, "d_mlp"sv, "context"sv,
-                                  "activation"sv, "tied"sv, "bias"sv, "games"sv, "batch"sv, "lr"sv,
-                                  "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "seed"sv};
+constexpr std::array kTrainLmKeys{"layers"sv,       "d_model"sv,    "heads"sv, "d_mlp"sv,
+                                  "context"sv,      "activation"sv, "tied"sv,  "bias"sv,
+                                  "games"sv,        "batch"sv,      "lr"sv,    "warmup_steps"sv,
+                                  "weight_decay"sv, "grad_clip"sv,  "seed"sv};
 
-constexpr std::array kLaterKeys{
-    "early_stopping"sv, "l0_target"sv,       "l0_coefficient"sv, "bandwidth"sv, "init_threshold"sv,
-    "sparsity_loss"sv,  "group_fractions"sv, "select_scope"sv,   "hook_out"sv};
-constexpr std::array kLaterArchitectures{"gated"sv,      "jumprelu"sv,   "matryoshka"sv,
-                                         "gated_p_anneal"sv, "end_to_end"sv, "transcoder"sv,
+constexpr std::array kLaterKeys{"early_stopping"sv,  "l0_target"sv,      "l0_coefficient"sv,
+                                "bandwidth"sv,       "init_threshold"sv, "sparsity_loss"sv,
+                                "group_fractions"sv, "select_scope"sv,   "hook_out"sv};
+constexpr std::array kLaterArchitectures{"gated"sv,           "jumprelu"sv,   "matryoshka"sv,
+                                         "gated_p_anneal"sv,  "end_to_end"sv, "transcoder"sv,
                                          "skip_transcoder"sv, "crosscoder"sv};
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
 constexpr std::array kArchitectures{"standard"sv, "standard_bricken"sv, "topk"sv, "batchtopk"sv,
@@ -86,22 +89,34 @@ std::vector<std::string_view> with_parameters(std::initializer_list<std::string_
 
 std::span<const std::string_view> known_keys(KeySet set) {
   static const std::vector<std::string_view> train_keys = with_parameters(
-      {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed"});
+      {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed", "hook"});
   static const std::vector<std::string_view> family_keys =
       with_parameters({"arch", "hook", "seed"});
   switch (set) {
-    case KeySet::kTop: return kTopKeys;
-    case KeySet::kModel: return kModelKeys;
-    case KeySet::kOthello: return kOthelloKeys;
-    case KeySet::kActivationData: return kActivationDataKeys;
-    case KeySet::kActivations: return kActivationsKeys;
-    case KeySet::kTrain: return train_keys;
-    case KeySet::kFamily: return family_keys;
-    case KeySet::kSearch: return kSearchKeys;
-    case KeySet::kCore: return kCoreKeys;
-    case KeySet::kBoard: return kBoardKeys;
-    case KeySet::kResources: return kResourcesKeys;
-    case KeySet::kTrainLm: return kTrainLmKeys;
+    case KeySet::kTop:
+      return kTopKeys;
+    case KeySet::kModel:
+      return kModelKeys;
+    case KeySet::kOthello:
+      return kOthelloKeys;
+    case KeySet::kActivationData:
+      return kActivationDataKeys;
+    case KeySet::kActivations:
+      return kActivationsKeys;
+    case KeySet::kTrain:
+      return train_keys;
+    case KeySet::kFamily:
+      return family_keys;
+    case KeySet::kSearch:
+      return kSearchKeys;
+    case KeySet::kCore:
+      return kCoreKeys;
+    case KeySet::kBoard:
+      return kBoardKeys;
+    case KeySet::kResources:
+      return kResourcesKeys;
+    case KeySet::kTrainLm:
+      return kTrainLmKeys;
   }
   return {};
 }

@@ -12,8 +12,18 @@
 namespace saesweep::sweeps {
 
 enum class KeySet {
-  kTop, kModel, kOthello, kActivationData, kActivations, kTrain, kFamily, kSearch, kCore, kBoard,
-  kResources, kTrainLm,
+  kTop,
+  kModel,
+  kOthello,
+  kActivationData,
+  kActivations,
+  kTrain,
+  kFamily,
+  kSearch,
+  kCore,
+  kBoard,
+  kResources,
+  kTrainLm,
 };
 std::span<const std::string_view> known_keys(KeySet set);
 
@@ -28,18 +38,38 @@ std::span<const std::string_view> baseline_names();
 
 // Parameters of training, in the order in which lists expand (the first varies slowest).
 enum class ParameterId : std::uint8_t {
-  kTokens, kBatch, kDSae, kK, kL1, kLr, kAdamBetas, kGradClip, kWarmupSteps, kDecayStart,
-  kSparsityWarmupSteps, kAuxK, kAuxKWeight, kDeadAfterTokens, kThresholdBeta, kThresholdStartStep,
-  kPStart, kPEnd, kAnnealStart, kAnnealEnd, kNSparsityUpdates, kSparsityFunction, kInit,
+  kTokens,
+  kBatch,
+  kDSae,
+  kK,
+  kL1,
+  kLr,
+  kAdamBetas,
+  kGradClip,
+  kWarmupSteps,
+  kDecayStart,
+  kSparsityWarmupSteps,
+  kAuxK,
+  kAuxKWeight,
+  kDeadAfterTokens,
+  kThresholdBeta,
+  kThresholdStartStep,
+  kPStart,
+  kPEnd,
+  kAnnealStart,
+  kAnnealEnd,
+  kNSparsityUpdates,
+  kSparsityFunction,
+  kInit,
 };
 inline constexpr std::size_t kParameterCount = 23;
 
 enum class ParameterKind : std::uint8_t {
-  kCount,     // whole, in [low, high]
-  kReal,      // in [low, high]; low_open: low itself is refused
-  kSteps,     // a count or a share of the run
-  kBetas,     // a pair
-  kClip,      // a positive real or `none`
+  kCount,  // whole, in [low, high]
+  kReal,   // in [low, high]; low_open: low itself is refused
+  kSteps,  // a count or a share of the run
+  kBetas,  // a pair
+  kClip,   // a positive real or `none`
   kSparsityFunction,
   kPath,
 };

@@ -15,21 +15,23 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::array<std::string_view, 13> kBlockHooks{
-    "hook_resid_pre", "ln1.hook_normalized", "attn.hook_q",    "attn.hook_k",
-    "attn.hook_v",    "attn.hook_z",         "hook_attn_out",  "hook_resid_mid",
-    "ln2.hook_normalized", "mlp.hook_pre",   "mlp.hook_post",  "hook_mlp_out",
+    "hook_resid_pre",      "ln1.hook_normalized", "attn.hook_q",   "attn.hook_k",
+    "attn.hook_v",         "attn.hook_z",         "hook_attn_out", "hook_resid_mid",
+    "ln2.hook_normalized", "mlp.hook_pre",        "mlp.hook_post", "hook_mlp_out",
     "hook_resid_post"};
 
 Result<std::uint64_t> dimension(const Json& config, const char* key, const std::string& where,
                                 std::uint64_t low, std::uint64_t high) {
   const auto found = config.find(key);
   if (found == config.end())
-    return fail(ErrorCode::kInvalidArgument, "{} has no key '{}'; a GPT-2 config.json has it", where,
-                key);
+    return fail(ErrorCode::kInvalidArgument, "{} has no key '{}'; a GPT-2 config.json has it",
+                where, key);
   if (!found->is_number_unsigned() || found->get<std::uint64_t>() < low ||
       found->get<std::uint64_t>() > high)
-    return fail(ErrorCode::kInvalidArgument, "{}: '{}' is {}; a whole number from {} to {} would be "
-                "right", where, key, canonical_json(*found).substr(0, 60), low, high);
+    return fail(ErrorCode::kInvalidArgument,
+                "{}: '{}' is {}; a whole number from {} to {} would be "
+                "right",
+                where, key, canonical_json(*found).substr(0, 60), low, high);
   return found->get<std::uint64_t>();
 }
 
@@ -51,36 +53,16 @@ struct TensorShape {
   std::uint64_t rows = 0, d_in = 0;
 };
 
-Result<Json> safetensors_header(const fs::path& path) {
-  constexpr std::uint64_t kMaxHeader = std::uint64_t{100} << 20;  // as the reference reader allows
-  std::error_code error;
-  const std::uint64_t size = fs::file_size(path, error);
-  if (error) return fail(ErrorCode::kNotFound, "cannot read {}: {}", path.string(), error.message());
-  std::ifstream file(path, std::ios::binary);
-  std::array<unsigned char, 8> length_bytes{};
-  file.read(reinterpret_cast<char*>(length_bytes.data()), 8);
-  std::uint64_t length = 0;
-  for (int i = 7; i >= 0; --i) length = length << 8 | length_bytes[static_cast<std::size_t>(i)];
-  if (!file || length > kMaxHeader || length + 8 > size)
-    return fail(ErrorCode::kCorrupted, "{} is no safetensors file", path.string());
-  std::string text(length, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(length));
-  if (!file) return fail(ErrorCode::kUnavailable, "cannot read {}", path.string());
-  auto header = parse_json(text);
-  if (!header || !header->is_object())
-    return fail(ErrorCode::kCorrupted, "{} is no safetensors file: its header is no JSON object",
-                path.string());
-  return std::move(*header);
-}
-
 Result<TensorShape> tensor_shape(const fs::path& path, const std::string& name) {
-  SAE_TRY(const Json header, safetensors_header(path));
+  SAE_TRY(const SafetensorsHeader file, read_safetensors_header(path));
+  const Json& header = file.tensors;
   const auto found = header.find(name);
   if (found == header.end()) {
     std::vector<std::string> names;
     for (const auto& [key, value] : header.items())
       if (key != "__metadata__" && names.size() < 8) names.push_back(key);
-    return fail(ErrorCode::kInvalidArgument, "{} has no tensor '{}'; it has {}", path.string(), name,
+    return fail(ErrorCode::kInvalidArgument, "{} has no tensor '{}'; it has {}", path.string(),
+                name,
                 names.empty() ? std::string("none") : fmt::format("{}", fmt::join(names, ", ")));
   }
   TensorShape shape;
@@ -88,13 +70,17 @@ Result<TensorShape> tensor_shape(const fs::path& path, const std::string& name) 
   if (tensor.is_object() && tensor.value("dtype", Json()).is_string())
     shape.dtype = tensor["dtype"].get<std::string>();
   if (shape.dtype != "F32" && shape.dtype != "F16" && shape.dtype != "BF16")
-    return fail(ErrorCode::kInvalidArgument, "{}: tensor '{}' is of dtype '{}'; F32, F16 or BF16 "
-                "would be right", path.string(), name, shape.dtype);
+    return fail(ErrorCode::kInvalidArgument,
+                "{}: tensor '{}' is of dtype '{}'; F32, F16 or BF16 "
+                "would be right",
+                path.string(), name, shape.dtype);
   const Json dims = tensor.value("shape", Json());
   if (!dims.is_array() || dims.size() != 2 || !dims[0].is_number_unsigned() ||
       !dims[1].is_number_unsigned() || dims[1] == 0u)
-    return fail(ErrorCode::kInvalidArgument, "{}: tensor '{}' has the shape {}; [n, d] would be "
-                "right", path.string(), name, canonical_json(dims).substr(0, 60));
+    return fail(ErrorCode::kInvalidArgument,
+                "{}: tensor '{}' has the shape {}; [n, d] would be "
+                "right",
+                path.string(), name, canonical_json(dims).substr(0, 60));
   shape.rows = dims[0].get<std::uint64_t>();
   shape.d_in = dims[1].get<std::uint64_t>();
   return shape;
@@ -105,8 +91,10 @@ Result<TensorShape> tensor_shape(const fs::path& path, const std::string& name) 
 Result<ModelShape> read_model_shape(const fs::path& folder) {
   std::error_code ignored;
   if (!fs::is_directory(folder, ignored))
-    return fail(ErrorCode::kNotFound, "there is no folder '{}'; a folder with config.json and "
-                "model.safetensors would be right (train_lm makes one)", folder.string());
+    return fail(ErrorCode::kNotFound,
+                "there is no folder '{}'; a folder with config.json and "
+                "model.safetensors would be right (train_lm makes one)",
+                folder.string());
   const fs::path file = folder / "config.json";
   auto text = read_file(file, std::uint64_t{16} << 20);
   if (!text)
@@ -131,12 +119,21 @@ Result<ModelShape> read_model_shape(const fs::path& folder) {
   if (shape.d_model % shape.heads != 0)
     return fail(ErrorCode::kInvalidArgument, "{}: n_embd {} is no multiple of n_head {}", where,
                 shape.d_model, shape.heads);
+  if (const auto activation = json->find("activation_function"); activation != json->end())
+    if (*activation != "gelu" && *activation != "gelu_new" && *activation != "relu")
+      return fail(ErrorCode::kInvalidArgument,
+                  "{}: 'activation_function' is {}; gelu, gelu_new or "
+                  "relu would be right",
+                  where, canonical_json(*activation).substr(0, 60));
   if (const auto tied = json->find("tie_word_embeddings");
       tied != json->end() && tied->is_boolean())
     shape.tied = tied->get<bool>();
-  shape.config = {{"n_layer", shape.layers},      {"n_embd", shape.d_model},
-                  {"n_head", shape.heads},        {"n_inner", shape.d_mlp},
-                  {"n_positions", shape.context}, {"vocab_size", shape.vocabulary},
+  shape.config = {{"n_layer", shape.layers},
+                  {"n_embd", shape.d_model},
+                  {"n_head", shape.heads},
+                  {"n_inner", shape.d_mlp},
+                  {"n_positions", shape.context},
+                  {"vocab_size", shape.vocabulary},
                   {"tie_word_embeddings", shape.tied}};
   for (const char* key : {"activation_function", "layer_norm_epsilon", "scale_attn_weights",
                           "scale_attn_by_inverse_layer_idx"})
@@ -193,9 +190,34 @@ Result<std::string> model_digest(const fs::path& folder, const ModelShape& shape
   SAE_TRY(const Sha256 config, sha256_file(folder / "config.json"));
   auto weights = sha256_file(folder / "model.safetensors");
   if (!weights)
-    return fail(weights.error().code, "the folder '{}' has no readable model.safetensors; one, or "
-                "random_weights: true, would be right", folder.string());
+    return fail(weights.error().code,
+                "the folder '{}' has no readable model.safetensors; one, or "
+                "random_weights: true, would be right",
+                folder.string());
   return sha256(canonical_json({{"config", config.hex()}, {"weights", weights->hex()}})).hex();
+}
+
+Result<SafetensorsHeader> read_safetensors_header(const fs::path& path) {
+  constexpr std::uint64_t kMaxHeader = std::uint64_t{100} << 20;  // as the reference reader allows
+  std::error_code error;
+  const std::uint64_t size = fs::file_size(path, error);
+  if (error)
+    return fail(ErrorCode::kNotFound, "cannot read {}: {}", path.string(), error.message());
+  std::ifstream file(path, std::ios::binary);
+  std::array<unsigned char, 8> length_bytes{};
+  file.read(reinterpret_cast<char*>(length_bytes.data()), 8);
+  std::uint64_t length = 0;
+  for (int i = 7; i >= 0; --i) length = length << 8 | length_bytes[static_cast<std::size_t>(i)];
+  if (!file || length > kMaxHeader || length + 8 > size)
+    return fail(ErrorCode::kCorrupted, "{} is no safetensors file", path.string());
+  std::string text(length, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(length));
+  if (!file) return fail(ErrorCode::kUnavailable, "cannot read {}", path.string());
+  auto header = parse_json(text);
+  if (!header || !header->is_object())
+    return fail(ErrorCode::kCorrupted, "{} is no safetensors file: its header is no JSON object",
+                path.string());
+  return SafetensorsHeader{std::move(*header), length + 8, size};
 }
 
 Result<ActivationFiles> read_activation_files(const fs::path& path, const std::string& tensor) {
@@ -207,18 +229,23 @@ Result<ActivationFiles> read_activation_files(const fs::path& path, const std::s
       if (entry->path().extension() == ".safetensors") result.files.push_back(entry->path());
     std::sort(result.files.begin(), result.files.end());
     if (result.files.empty())
-      return fail(ErrorCode::kNotFound, "the folder '{}' holds no .safetensors file", path.string());
+      return fail(ErrorCode::kNotFound, "the folder '{}' holds no .safetensors file",
+                  path.string());
   } else if (fs::exists(path, error)) {
     result.files.push_back(path);
   } else {
-    return fail(ErrorCode::kNotFound, "there is no file or folder '{}'; a safetensors file, or a "
-                "folder of them, would be right", path.string());
+    return fail(ErrorCode::kNotFound,
+                "there is no file or folder '{}'; a safetensors file, or a "
+                "folder of them, would be right",
+                path.string());
   }
   for (const fs::path& file : result.files) {
     SAE_TRY(const TensorShape shape, tensor_shape(file, tensor));
     if (result.d_in != 0 && shape.d_in != result.d_in)
-      return fail(ErrorCode::kInvalidArgument, "{}: tensor '{}' is {} wide; the files before it are "
-                  "{} wide", file.string(), tensor, shape.d_in, result.d_in);
+      return fail(ErrorCode::kInvalidArgument,
+                  "{}: tensor '{}' is {} wide; the files before it are "
+                  "{} wide",
+                  file.string(), tensor, shape.d_in, result.d_in);
     result.d_in = shape.d_in;
     result.rows += shape.rows;
   }

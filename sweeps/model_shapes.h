@@ -40,13 +40,22 @@ std::uint64_t parameters_up_to(const ModelShape& shape, std::string_view hook);
 Result<std::string> model_digest(const std::filesystem::path& folder, const ModelShape& shape,
                                  bool random_weights, std::uint64_t seed);
 
+// The JSON header of a safetensors file and where its tensors' bytes begin and end in the file.
+struct SafetensorsHeader {
+  Json tensors;
+  std::uint64_t data_begin = 0, file_size = 0;
+};
+// Errors: kNotFound; kUnavailable; kCorrupted: no safetensors.
+Result<SafetensorsHeader> read_safetensors_header(const std::filesystem::path& path);
+
 // Activations harvested by somebody else: a safetensors file, or a folder of them in name order.
 struct ActivationFiles {
   std::vector<std::filesystem::path> files;
   std::uint64_t rows = 0, d_in = 0;
 };
-// Looks at headers only. Errors: kNotFound; kInvalidArgument: no such tensor (with those there are),
-// not [n, d], a dtype that is not F32, F16 or BF16, widths that differ; kCorrupted: no safetensors.
+// Looks at headers only. Errors: kNotFound; kInvalidArgument: no such tensor (with those there
+// are), not [n, d], a dtype that is not F32, F16 or BF16, widths that differ; kCorrupted: no
+// safetensors.
 Result<ActivationFiles> read_activation_files(const std::filesystem::path& path,
                                               const std::string& tensor);
 // SHA-256 hex over the files' content, in name order; names do not count.

@@ -68,16 +68,16 @@ class AxisReader {
     if (!text) return std::nullopt;
     switch (parameter_.kind) {
       case ParameterKind::kCount: {
-        const auto count =
-            count_of(node, path, static_cast<std::uint64_t>(parameter_.low),
-                     static_cast<std::uint64_t>(parameter_.high), problems_);
+        const auto count = count_of(node, path, static_cast<std::uint64_t>(parameter_.low),
+                                    static_cast<std::uint64_t>(parameter_.high), problems_);
         if (!count) return std::nullopt;
         return *count;
       }
       case ParameterKind::kClip:
         if (*text == "none") return std::monostate{};
         [[fallthrough]];
-      case ParameterKind::kReal: return read_real(node, path, *text);
+      case ParameterKind::kReal:
+        return read_real(node, path, *text);
       case ParameterKind::kSteps: {
         const auto steps = parse_steps(*text);
         if (!steps) return refuse(node, path, steps.error().message);
@@ -86,14 +86,16 @@ class AxisReader {
       case ParameterKind::kSparsityFunction: {
         static constexpr std::array<std::string_view, 2> kWords{"lp", "lp_p"};
         if (*text != "lp" && *text != "lp_p")
-          return refuse(node, path, fmt::format("{} is not one of its values; {}", describe(node),
-                                                suggestion(*text, kWords)));
+          return refuse(node, path,
+                        fmt::format("{} is not one of its values; {}", describe(node),
+                                    suggestion(*text, kWords)));
         return *text;
       }
       case ParameterKind::kPath:
         if (text->empty()) return refuse(node, path, "is empty; the path of an SAE would be right");
         return *text;
-      case ParameterKind::kBetas: break;
+      case ParameterKind::kBetas:
+        break;
     }
     return std::nullopt;
   }
@@ -104,7 +106,8 @@ class AxisReader {
     if (!real) return refuse(node, path, real.error().message);
     if (*real < parameter_.low || *real > parameter_.high ||
         (parameter_.low_open && *real == parameter_.low))
-      return refuse(node, path, fmt::format("{} is out of range; {} would be right", text, range()));
+      return refuse(node, path,
+                    fmt::format("{} is out of range; {} would be right", text, range()));
     return *real;
   }
 
@@ -118,14 +121,16 @@ class AxisReader {
     std::array<double, 2> betas{};
     bool ok = node.is_sequence() && node.items.size() == 2;
     for (std::size_t i = 0; ok && i < 2; ++i) {
-      const auto beta = node.items[i].is_scalar() ? parse_real(node.items[i].text)
-                                                  : Result<double>(-1.0);
+      const auto beta =
+          node.items[i].is_scalar() ? parse_real(node.items[i].text) : Result<double>(-1.0);
       ok = beta && *beta >= 0 && *beta < 1;
       if (ok) betas[i] = *beta;
     }
     if (!ok)
-      return refuse(node, path, fmt::format("is {}; two numbers from 0 to below 1, like "
-                                            "[0.9, 0.999], would be right", describe(node)));
+      return refuse(node, path,
+                    fmt::format("is {}; two numbers from 0 to below 1, like "
+                                "[0.9, 0.999], would be right",
+                                describe(node)));
     return betas;
   }
 
@@ -174,8 +179,7 @@ class AxisReader {
       draw.kind = DrawnAxis::Kind::kIntUniform;
       ok = read_int_range(*range, section.path_of(word), draw) && ok;
     } else {
-      draw.kind =
-          word == "uniform" ? DrawnAxis::Kind::kUniform : DrawnAxis::Kind::kLogUniform;
+      draw.kind = word == "uniform" ? DrawnAxis::Kind::kUniform : DrawnAxis::Kind::kLogUniform;
       ok = read_real_range(*range, section.path_of(word), draw) && ok;
     }
     axis.draw = std::move(draw);
@@ -192,32 +196,35 @@ class AxisReader {
 
   bool is_pair(const YamlNode& node, const std::string& path) {
     if (node.is_sequence() && node.items.size() == 2) return true;
-    problems_.add(node, path, fmt::format("is {}; two numbers [low, high] would be right",
-                                          node.is_sequence()
-                                              ? fmt::format("a list of {}", node.items.size())
-                                              : describe(node)));
+    problems_.add(node, path,
+                  fmt::format("is {}; two numbers [low, high] would be right",
+                              node.is_sequence() ? fmt::format("a list of {}", node.items.size())
+                                                 : describe(node)));
     return false;
   }
 
   bool refuse_reversed(const YamlNode& node, const std::string& path, const std::string& low,
                        const std::string& high) {
-    problems_.add(node, path, fmt::format("[{}, {}] is {}; [low, high] with low < high would be "
-                                          "right", low, high, low == high ? "empty" : "reversed"));
+    problems_.add(node, path,
+                  fmt::format("[{}, {}] is {}; [low, high] with low < high would be "
+                              "right",
+                              low, high, low == high ? "empty" : "reversed"));
     return false;
   }
 
   bool read_int_range(const YamlNode& node, const std::string& path, DrawnAxis& draw) {
     if (parameter_.kind != ParameterKind::kCount && parameter_.kind != ParameterKind::kSteps &&
         parameter_.kind != ParameterKind::kReal) {
-      problems_.add(node, path, fmt::format("{} cannot be drawn from a range; choice would be right",
-                                            parameter_.name));
+      problems_.add(
+          node, path,
+          fmt::format("{} cannot be drawn from a range; choice would be right", parameter_.name));
       return false;
     }
     if (!is_pair(node, path)) return false;
     const bool is_count = parameter_.kind == ParameterKind::kCount;
     const auto low = is_count ? static_cast<std::uint64_t>(parameter_.low) : 0;
-    const auto high = is_count ? static_cast<std::uint64_t>(parameter_.high)
-                               : std::uint64_t{1} << 50;
+    const auto high =
+        is_count ? static_cast<std::uint64_t>(parameter_.high) : std::uint64_t{1} << 50;
     const auto a = count_of(node.items[0], path + "[0]", low, high, problems_);
     const auto b = count_of(node.items[1], path + "[1]", low, high, problems_);
     if (!a || !b) return false;
@@ -229,8 +236,10 @@ class AxisReader {
 
   bool read_real_range(const YamlNode& node, const std::string& path, DrawnAxis& draw) {
     if (parameter_.kind != ParameterKind::kReal && parameter_.kind != ParameterKind::kClip) {
-      problems_.add(node, path, fmt::format("{} takes no fractions; int_uniform or choice would be "
-                                            "right", parameter_.name));
+      problems_.add(node, path,
+                    fmt::format("{} takes no fractions; int_uniform or choice would be "
+                                "right",
+                                parameter_.name));
       return false;
     }
     if (!is_pair(node, path)) return false;
@@ -300,11 +309,11 @@ std::optional<std::vector<std::uint64_t>> read_seeds(const YamlNode& node, const
     const auto past = count_of(range->items[1], range_path + "[1]", 0, kNoLimit, problems);
     if (!first || !past) return std::nullopt;
     if (*first >= *past || *past - *first > kMaxSeeds) {
-      problems.add(*range, range_path,
-                   fmt::format("[{}, {}] {}", *first, *past,
-                               *first >= *past
-                                   ? "holds no seed; [first, past the last] would be right"
-                                   : "holds too many seeds; at most 100000 would be right"));
+      problems.add(
+          *range, range_path,
+          fmt::format("[{}, {}] {}", *first, *past,
+                      *first >= *past ? "holds no seed; [first, past the last] would be right"
+                                      : "holds too many seeds; at most 100000 would be right"));
       return std::nullopt;
     }
     for (std::uint64_t seed = *first; seed < *past; ++seed) seeds.push_back(seed);

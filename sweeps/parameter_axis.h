@@ -22,11 +22,11 @@ std::string to_string(const ParameterValue& value);
 
 struct ParameterAxis {
   ParameterId id = ParameterId::kTokens;
-  const YamlNode* node = nullptr;  // where it stands; outlives this
-  std::string path;                // "train.lr", "trials[0].k"
+  const YamlNode* node = nullptr;      // where it stands; outlives this
+  std::string path;                    // "train.lr", "trials[0].k"
   std::vector<ParameterValue> values;  // of a drawn axis: its choices, if it has any
   std::optional<DrawnAxis> draw;
-  std::uint64_t samples = 0;           // of a drawn axis
+  std::uint64_t samples = 0;  // of a drawn axis
 };
 
 // Nothing if it is wrong, which is reported.

@@ -27,7 +27,8 @@ std::string recipe_hash(std::string_view name);
 std::uint64_t recipe_batch(std::string_view name);
 
 // The recipe's defaults for a run of `steps` steps: everything but the required parameters, tokens,
-// batch, seed, precision, device. Values that do not apply to the architecture stay at the struct's.
+// batch, seed, precision, device. Values that do not apply to the architecture stay at the
+// struct's.
 TrainingSpec recipe_training(std::string_view name, Architecture architecture, std::uint64_t steps);
 
 }  // namespace saesweep::sweeps

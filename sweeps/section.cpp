@@ -40,9 +40,9 @@ void refuse_duplicate_keys(const YamlNode& node, const std::string& path, Proble
       inner = join_path(path, key.text);
       const auto [first, is_new] = lines.emplace(key.text, key.line);
       if (!is_new)
-        problems.add_at(key.line, key.column, inner,
-                        fmt::format("stands twice, first in line {}; once would be right",
-                                    first->second));
+        problems.add_at(
+            key.line, key.column, inner,
+            fmt::format("stands twice, first in line {}; once would be right", first->second));
     }
     refuse_duplicate_keys(node.items[i], inner, problems);
   }
@@ -81,9 +81,8 @@ const YamlNode* Section::find(std::string_view key) const {
 
 const YamlNode* Section::require(std::string_view key, std::string_view right) const {
   if (node_.is_map() && node_.find(key) == nullptr)
-    problems_.add_at(node_.origin.empty() ? node_.line : 0,
-                     node_.origin.empty() ? node_.column : 0, path_of(key),
-                     fmt::format("is missing; {}", right));
+    problems_.add_at(node_.origin.empty() ? node_.line : 0, node_.origin.empty() ? node_.column : 0,
+                     path_of(key), fmt::format("is missing; {}", right));
   return find(key);
 }
 
@@ -101,7 +100,8 @@ std::optional<std::string> scalar_text(const YamlNode& node, const std::string& 
 
 std::optional<std::uint64_t> count_of(const YamlNode& node, const std::string& path,
                                       std::uint64_t low, std::uint64_t high, Problems& problems) {
-  const auto text = scalar_text(node, path, "a count like 200, 200k or 2M would be right", problems);
+  const auto text =
+      scalar_text(node, path, "a count like 200, 200k or 2M would be right", problems);
   if (!text) return std::nullopt;
   const auto value = parse_count(*text);
   if (!value) {
@@ -185,9 +185,9 @@ std::optional<std::size_t> Section::read_word(std::string_view key,
   if (!text) return std::nullopt;
   for (std::size_t i = 0; i < words.size(); ++i)
     if (words[i] == *text) return i;
-  problems_.add(*value, path_of(key),
-                fmt::format("{} is not one of its values; {}", describe(*value),
-                            suggestion(*text, words)));
+  problems_.add(
+      *value, path_of(key),
+      fmt::format("{} is not one of its values; {}", describe(*value), suggestion(*text, words)));
   return std::nullopt;
 }
 

@@ -14,11 +14,10 @@ struct Word {
   Enum value;
   std::string_view text;
 };
-constexpr std::array kArchitectureWords{Word{Architecture::kStandard, "standard"},
-                                        Word{Architecture::kStandardBricken, "standard_bricken"},
-                                        Word{Architecture::kTopK, "topk"},
-                                        Word{Architecture::kBatchTopK, "batchtopk"},
-                                        Word{Architecture::kPAnneal, "p_anneal"}};
+constexpr std::array kArchitectureWords{
+    Word{Architecture::kStandard, "standard"},
+    Word{Architecture::kStandardBricken, "standard_bricken"}, Word{Architecture::kTopK, "topk"},
+    Word{Architecture::kBatchTopK, "batchtopk"}, Word{Architecture::kPAnneal, "p_anneal"}};
 constexpr std::array kNormalizeWords{Word{Normalize::kNone, "none"},
                                      Word{Normalize::kUnitMeanSquare, "unit_mean_square"},
                                      Word{Normalize::kSqrtD, "sqrt_d"}};
@@ -51,16 +50,24 @@ void read_word(JsonFields& fields, const char* name, const std::array<Word<Enum>
 }
 
 Json model_json(const ModelSpec& model) {
-  return {{"name", model.name}, {"path", model.path}, {"random_weights", model.random_weights},
-          {"seed", model.seed}, {"digest", model.digest}};
+  return {{"name", model.name},
+          {"path", model.path},
+          {"random_weights", model.random_weights},
+          {"seed", model.seed},
+          {"digest", model.digest}};
 }
 
 Json data_json(const DataSpec& data) {
   if (data.source == "activations")
-    return {{"source", data.source}, {"path", data.path}, {"tensor", data.tensor},
+    return {{"source", data.source},
+            {"path", data.path},
+            {"tensor", data.tensor},
             {"digest", data.digest}};
-  return {{"source", data.source}, {"board", data.board}, {"play", data.play},
-          {"games", data.games},   {"seed", data.seed}};
+  return {{"source", data.source},
+          {"board", data.board},
+          {"play", data.play},
+          {"games", data.games},
+          {"seed", data.seed}};
 }
 
 Json data_identity(const DataSpec& data) {
@@ -309,12 +316,13 @@ Sha256 BaselineSpec::identity() const {
   return digest_of({{"kind", "baseline"},
                     {"numerics", kNumericsVersion},
                     {"name", name},
+                    {"hook", hook},
                     {"stream", stream.identity_json()},
                     {"parameters", baseline_parameters(*this)}});
 }
 
 Json BaselineSpec::to_json() const {
-  Json json{{"name", name}, {"stream", stream.to_json()}};
+  Json json{{"name", name}, {"hook", hook}, {"stream", stream.to_json()}};
   if (training) json["training"] = training->to_json();
   return json;
 }
@@ -323,6 +331,7 @@ Result<BaselineSpec> BaselineSpec::from_json(const Json& json) {
   BaselineSpec spec;
   JsonFields fields("baseline", json);
   fields.read("name", spec.name);
+  fields.read("hook", spec.hook);
   if (const Json* stream = fields.object("stream")) {
     SAE_TRY(spec.stream, StreamSpec::from_json(*stream));
   }
@@ -333,8 +342,7 @@ Result<BaselineSpec> BaselineSpec::from_json(const Json& json) {
   return spec;
 }
 
-Sha256 score_identity(const Sha256& subject, const EvaluationSpec& evaluation,
-                      int metric_version) {
+Sha256 score_identity(const Sha256& subject, const EvaluationSpec& evaluation, int metric_version) {
   return digest_of({{"kind", "score"},
                     {"subject", subject.hex()},
                     {"evaluation", evaluation.to_json()},

@@ -43,11 +43,11 @@ std::string_view to_string(SparsityFunction value);
 std::optional<Architecture> parse_architecture(std::string_view text);
 
 struct ModelSpec {
-  std::string name;    // last part of the folder's path, for people
-  std::string path;    // absolute folder: config.json + model.safetensors
+  std::string name;  // last part of the folder's path, for people
+  std::string path;  // absolute folder: config.json + model.safetensors
   bool random_weights = false;
   std::uint64_t seed = 0;  // of random weights
-  std::string digest;  // SHA-256 hex over config and weights (shape and seed if random)
+  std::string digest;      // SHA-256 hex over config and weights (shape and seed if random)
   bool operator==(const ModelSpec&) const = default;
 };
 
@@ -59,7 +59,7 @@ struct DataSpec {
   std::uint64_t games = 0;
   std::uint64_t seed = 0;
   // activations
-  std::string path;    // absolute: a safetensors file or a folder of them
+  std::string path;  // absolute: a safetensors file or a folder of them
   std::string tensor;
   std::string digest;  // SHA-256 hex over the files' content, in name order
   bool operator==(const DataSpec&) const = default;
@@ -69,8 +69,8 @@ struct DataSpec {
 struct StreamSpec {
   std::optional<ModelSpec> model;  // none for `source: activations`
   DataSpec data;
-  std::string hook;                // TransformerLens name; empty for `source: activations`
-  std::uint64_t tokens = 0;        // rows of one pass
+  std::string hook;          // TransformerLens name; empty for `source: activations`
+  std::uint64_t tokens = 0;  // rows of one pass
   DType dtype = DType::kBFloat16;
   Normalize normalize = Normalize::kNone;
   Shuffle shuffle = Shuffle::kFull;
@@ -90,20 +90,20 @@ struct StreamSpec {
 // All step counts are absolute here.
 struct TrainingSpec {
   Architecture architecture = Architecture::kTopK;
-  std::string recipe;          // "saebench-v1"
+  std::string recipe;  // "saebench-v1"
   std::uint64_t d_sae = 0;
-  std::optional<std::uint64_t> k;   // topk family
-  std::optional<double> l1;         // L1 coefficient: standard family, p_anneal
-  std::uint64_t tokens = 0;         // budget
-  std::uint64_t batch = 0;          // rows a step
+  std::optional<std::uint64_t> k;  // topk family
+  std::optional<double> l1;        // L1 coefficient: standard family, p_anneal
+  std::uint64_t tokens = 0;        // budget
+  std::uint64_t batch = 0;         // rows a step
   double lr = 0;
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8;
   std::uint64_t warmup_steps = 0;
-  std::uint64_t decay_start = 0;    // step; equal to steps(): no decay
+  std::uint64_t decay_start = 0;  // step; equal to steps(): no decay
   std::uint64_t sparsity_warmup_steps = 0;
   std::optional<double> grad_clip;  // global norm
   // topk family
-  std::uint64_t aux_k = 0;          // 0: d_in / 2, the recipe's rule
+  std::uint64_t aux_k = 0;  // 0: d_in / 2, the recipe's rule
   double aux_k_weight = 0;
   std::uint64_t dead_after_tokens = 0;
   double threshold_beta = 0;
@@ -113,11 +113,11 @@ struct TrainingSpec {
   std::uint64_t anneal_start = 0, anneal_end = 0, n_sparsity_updates = 0;
   SparsityFunction sparsity_function = SparsityFunction::kLpP;
 
-  std::uint64_t seed = 0;           // initialisation
+  std::uint64_t seed = 0;  // initialisation
   Precision precision = Precision::kFloat32;
   bool deterministic = true;
-  std::string device = "cpu";       // "cpu" | "cuda"
-  std::string init_path;            // absolute; empty: the recipe's initialisation
+  std::string device = "cpu";  // "cpu" | "cuda"
+  std::string init_path;       // absolute; empty: the recipe's initialisation
   std::string init_digest;
   bool operator==(const TrainingSpec&) const = default;
 
@@ -150,9 +150,10 @@ struct EvaluationSpec {
 
 // One row of `baselines` on one stream.
 struct BaselineSpec {
-  std::string name;    // identity | pca | random_sae | neurons | linear_probe | always_on |
-                       // placement | random_model
-  StreamSpec stream;   // random_model: with random weights
+  std::string name;   // identity | pca | random_sae | neurons | linear_probe | always_on |
+                      // placement | random_model
+  std::string hook;   // of the sweep, whose row and folder it is; empty as stream.hook is
+  StreamSpec stream;  // random_model: with random weights; neurons: of that block's neurons
   std::optional<TrainingSpec> training;  // random_model: the SAE to train; random_sae: its shape
   bool operator==(const BaselineSpec&) const = default;
 

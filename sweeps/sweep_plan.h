@@ -39,9 +39,19 @@ struct ResourceSpec {
   std::uint32_t slots = 1;
 };
 
+// One stream that trials read, with what planning knows about it.
+struct PlannedStream {
+  StreamSpec spec;
+  std::uint64_t d_in = 0;
+  std::uint64_t documents = 0;          // of all of `data`
+  std::uint64_t rows_per_document = 0;  // at most
+  std::uint64_t model_parameters = 0;   // that a forward pass up to the hook multiplies with
+};
+
 struct SweepPlan {
   std::string name;
-  std::vector<PlannedTrial> trials;  // equal identities collapse into the first
+  std::vector<PlannedStream> streams;  // in the order of the sweep's hooks
+  std::vector<PlannedTrial> trials;    // equal identities collapse into the first
   std::vector<PlannedBaseline> baselines;
   std::vector<EvaluationSpec> evaluations;
   std::optional<TrainLmSpec> train_lm;  // then trials and baselines are empty

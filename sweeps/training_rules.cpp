@@ -11,7 +11,10 @@ class Resolver {
  public:
   Resolver(const Family& family, const Assignment& assignment, const TrainSettings& settings,
            const InitFiles& inits, Problems& problems)
-      : family_(family), assignment_(assignment), settings_(settings), inits_(inits),
+      : family_(family),
+        assignment_(assignment),
+        settings_(settings),
+        inits_(inits),
         problems_(problems) {}
 
   std::optional<TrainingSpec> resolve() {
@@ -19,15 +22,18 @@ class Resolver {
     set(ParameterId::kBatch, batch);
     if (!assignment_[ParameterId::kTokens]) {
       const YamlNode& at = settings_.node != nullptr ? *settings_.node : *family_.node;
-      problems_.add(at, "train.tokens", "is missing; a budget of tokens per trial, like 4M, would be "
-                                        "right");
+      problems_.add(at, "train.tokens",
+                    "is missing; a budget of tokens per trial, like 4M, would be "
+                    "right");
       return std::nullopt;
     }
     set(ParameterId::kTokens, tokens);
     const std::uint64_t steps = tokens / batch;
     if (steps == 0) {
-      refuse(ParameterId::kTokens, fmt::format("{} tokens are less than one batch of {}; at least {} "
-                                               "would be right", tokens, batch, batch));
+      refuse(ParameterId::kTokens,
+             fmt::format("{} tokens are less than one batch of {}; at least {} "
+                         "would be right",
+                         tokens, batch, batch));
       return std::nullopt;
     }
     spec_ = recipe_training(settings_.recipe, family_.architecture, steps);
@@ -83,8 +89,8 @@ class Resolver {
     set_steps(ParameterId::kAnnealEnd, spec_.anneal_end);
     set(ParameterId::kNSparsityUpdates, spec_.n_sparsity_updates);
     if (const auto& function = assignment_[ParameterId::kSparsityFunction])
-      spec_.sparsity_function = std::get<std::string>(*function) == "lp" ? SparsityFunction::kLp
-                                                                         : SparsityFunction::kLpP;
+      spec_.sparsity_function =
+          std::get<std::string>(*function) == "lp" ? SparsityFunction::kLp : SparsityFunction::kLpP;
     if (const auto& init = assignment_[ParameterId::kInit])
       if (const auto file = inits_.find(std::get<std::string>(*init)); file != inits_.end()) {
         spec_.init_path = file->second.path;
@@ -102,16 +108,19 @@ class Resolver {
   void check_schedule() {
     const std::uint64_t steps = spec_.steps();
     if (spec_.decay_start > steps) {
-      refuse(ParameterId::kDecayStart,
-             fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. 80%, "
-                         "would be right", described(ParameterId::kDecayStart, spec_.decay_start),
-                         steps, steps));
+      refuse(
+          ParameterId::kDecayStart,
+          fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. 80%, "
+                      "would be right",
+                      described(ParameterId::kDecayStart, spec_.decay_start), steps, steps));
       return;
     }
     if (spec_.decay_start == 0) {
-      refuse(ParameterId::kDecayStart,
-             fmt::format("0 of {} steps leaves no room for a warm-up; at least 1, e.g. 80%, would be "
-                         "right", steps));
+      refuse(
+          ParameterId::kDecayStart,
+          fmt::format("0 of {} steps leaves no room for a warm-up; at least 1, e.g. 80%, would be "
+                      "right",
+                      steps));
       return;
     }
     check_warmup(ParameterId::kWarmupSteps, spec_.warmup_steps);
@@ -123,41 +132,46 @@ class Resolver {
     if (value < spec_.decay_start) return;
     // 5% fits unless the decay starts earlier still.
     const StepCount usual{.is_share = true, .percent = 5};
-    const std::string example =
-        usual.of(spec_.steps()) < spec_.decay_start
-            ? fmt::format(", e.g. 5% ({} steps),", usual.of(spec_.steps()))
-            : std::string(",");
-    refuse(id, fmt::format("{} does not end before decay_start {}, the run has {} steps; at most {}{} "
-                           "would be right", described(id, value), spec_.decay_start, spec_.steps(),
-                           spec_.decay_start - 1, example));
+    const std::string example = usual.of(spec_.steps()) < spec_.decay_start
+                                    ? fmt::format(", e.g. 5% ({} steps),", usual.of(spec_.steps()))
+                                    : std::string(",");
+    refuse(id,
+           fmt::format("{} does not end before decay_start {}, the run has {} steps; at most {}{} "
+                       "would be right",
+                       described(id, value), spec_.decay_start, spec_.steps(),
+                       spec_.decay_start - 1, example));
   }
 
   void check_annealing() {
     const std::uint64_t steps = spec_.steps();
     if (spec_.anneal_end > steps)
-      refuse(ParameterId::kAnnealEnd,
-             fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. 100%, "
-                         "would be right", described(ParameterId::kAnnealEnd, spec_.anneal_end),
-                         steps, steps));
+      refuse(
+          ParameterId::kAnnealEnd,
+          fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. 100%, "
+                      "would be right",
+                      described(ParameterId::kAnnealEnd, spec_.anneal_end), steps, steps));
     else if (spec_.anneal_start >= spec_.anneal_end)
-      refuse(ParameterId::kAnnealStart,
-             fmt::format("{} is not before anneal_end {}, the run has {} steps; a smaller one, e.g. "
-                         "25%, would be right", described(ParameterId::kAnnealStart,
-                                                          spec_.anneal_start),
-                         spec_.anneal_end, steps));
+      refuse(
+          ParameterId::kAnnealStart,
+          fmt::format("{} is not before anneal_end {}, the run has {} steps; a smaller one, e.g. "
+                      "25%, would be right",
+                      described(ParameterId::kAnnealStart, spec_.anneal_start), spec_.anneal_end,
+                      steps));
     else if (spec_.n_sparsity_updates > spec_.anneal_end - spec_.anneal_start + 1)
       refuse(ParameterId::kNSparsityUpdates,
-             fmt::format("{} updates do not fit the {} steps from anneal_start {} to anneal_end {}; "
-                         "at most {} would be right",
-                         spec_.n_sparsity_updates, spec_.anneal_end - spec_.anneal_start + 1,
-                         spec_.anneal_start, spec_.anneal_end,
-                         spec_.anneal_end - spec_.anneal_start + 1));
+             fmt::format(
+                 "{} updates do not fit the {} steps from anneal_start {} to anneal_end {}; "
+                 "at most {} would be right",
+                 spec_.n_sparsity_updates, spec_.anneal_end - spec_.anneal_start + 1,
+                 spec_.anneal_start, spec_.anneal_end, spec_.anneal_end - spec_.anneal_start + 1));
     if (spec_.p_end > spec_.p_start)
       refuse(ParameterId::kPEnd, fmt::format("{} is above p_start {}; p falls, at most {} would be "
-                                             "right", spec_.p_end, spec_.p_start, spec_.p_start));
+                                             "right",
+                                             spec_.p_end, spec_.p_start, spec_.p_start));
     else if (spec_.p_end == 0 && spec_.sparsity_function == SparsityFunction::kLp)
-      refuse(ParameterId::kPEnd, "0 with sparsity_function lp divides by zero; 0.2, or lp_p, would be "
-                                 "right");
+      refuse(ParameterId::kPEnd,
+             "0 with sparsity_function lp divides by zero; 0.2, or lp_p, would be "
+             "right");
   }
 
   // "1000 steps (recipe saebench-v1)", "60%, that is 1171 steps,"

@@ -95,7 +95,8 @@ Result<std::uint64_t> parse_whole(std::string_view text, std::span<const Unit> u
     case NumberProblem::kTooLarge:
       return fail(ErrorCode::kInvalidArgument, "'{}' is larger than {} (64 bits); {}", text,
                   kMaxCount, right);
-    case NumberProblem::kNoNumber: break;
+    case NumberProblem::kNoNumber:
+      break;
   }
   return fail(ErrorCode::kInvalidArgument, "'{}' is not a number; {}", text, right);
 }
@@ -103,8 +104,8 @@ Result<std::uint64_t> parse_whole(std::string_view text, std::span<const Unit> u
 }  // namespace
 
 Result<std::uint64_t> parse_count(std::string_view text) {
-  static constexpr std::array<Unit, 3> kUnits{
-      Unit{"k", 1'000}, Unit{"M", 1'000'000}, Unit{"G", 1'000'000'000}};
+  static constexpr std::array<Unit, 3> kUnits{Unit{"k", 1'000}, Unit{"M", 1'000'000},
+                                              Unit{"G", 1'000'000'000}};
   return parse_whole(text, kUnits, "a count like 200, 200k, 2M or 1G would be right");
 }
 
@@ -119,13 +120,16 @@ Result<double> parse_real(std::string_view text) {
   const std::string_view digits = text.starts_with('+') ? text.substr(1) : text;
   double value = 0;
   const auto [end, code] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  if (digits.empty() || code == std::errc::invalid_argument ||
-      end != digits.data() + digits.size())
-    return fail(ErrorCode::kInvalidArgument, "'{}' is not a number; one like 0.03 or 3e-4 would be "
-                "right", text);
+  if (digits.empty() || code == std::errc::invalid_argument || end != digits.data() + digits.size())
+    return fail(ErrorCode::kInvalidArgument,
+                "'{}' is not a number; one like 0.03 or 3e-4 would be "
+                "right",
+                text);
   if (code != std::errc{} || !std::isfinite(value))
-    return fail(ErrorCode::kInvalidArgument, "'{}' is not finite; a number like 0.03 or 3e-4 would "
-                "be right", text);
+    return fail(ErrorCode::kInvalidArgument,
+                "'{}' is not finite; a number like 0.03 or 3e-4 would "
+                "be right",
+                text);
   return value;
 }
 
@@ -134,8 +138,10 @@ Result<double> parse_seconds(std::string_view text) {
   const auto [number, factor] = split_unit(text, kUnits);
   const auto value = parse_real(number);
   if (!value || *value < 0)
-    return fail(ErrorCode::kInvalidArgument, "'{}' is no time; one like 60s, 5m or 2h would be "
-                "right", text);
+    return fail(ErrorCode::kInvalidArgument,
+                "'{}' is no time; one like 60s, 5m or 2h would be "
+                "right",
+                text);
   return *value * static_cast<double>(factor);
 }
 
@@ -161,14 +167,18 @@ Result<StepCount> parse_steps(std::string_view text) {
   if (text.ends_with('%')) {
     const auto percent = parse_share_percent(text);
     if (!percent || *percent > 100)
-      return fail(ErrorCode::kInvalidArgument, "'{}' is no share of the run; 0% to 100%, or a "
-                  "number of steps, would be right", text);
+      return fail(ErrorCode::kInvalidArgument,
+                  "'{}' is no share of the run; 0% to 100%, or a "
+                  "number of steps, would be right",
+                  text);
     return StepCount{.is_share = true, .percent = *percent};
   }
   const auto steps = parse_count(text);
   if (!steps)
-    return fail(ErrorCode::kInvalidArgument, "'{}' is neither a number of steps nor a share of the "
-                "run; 1000 or 5% would be right", text);
+    return fail(ErrorCode::kInvalidArgument,
+                "'{}' is neither a number of steps nor a share of the "
+                "run; 1000 or 5% would be right",
+                text);
   return StepCount{.steps = *steps};
 }
 

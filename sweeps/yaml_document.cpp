@@ -130,7 +130,8 @@ class TreeBuilder final : public YAML::EventHandler {
     if (parent.node.is_sequence()) {
       parent.node.items.push_back(std::move(node));
     } else if (!parent.key) {
-      if (!node.is_scalar()) return refuse(mark, "a key is " + describe(node) + "; a word is right");
+      if (!node.is_scalar())
+        return refuse(mark, "a key is " + describe(node) + "; a word is right");
       parent.key = YamlKey{std::move(node.text), node.line, node.column};
     } else {
       parent.node.keys.push_back(std::move(*parent.key));
@@ -203,12 +204,23 @@ std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      default: out += c;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      default:
+        out += c;
     }
   }
   return out + "\"";
@@ -217,10 +229,15 @@ std::string quoted(const std::string& text) {
 // On one line: lists of values, and whatever stands inside one.
 void emit_flow(const YamlNode& node, std::string& out) {
   switch (node.kind) {
-    case YamlNode::Kind::kNull: out += "null"; return;
-    case YamlNode::Kind::kScalar: out += quoted(node.text); return;
+    case YamlNode::Kind::kNull:
+      out += "null";
+      return;
+    case YamlNode::Kind::kScalar:
+      out += quoted(node.text);
+      return;
     case YamlNode::Kind::kSequence:
-    case YamlNode::Kind::kMap: break;
+    case YamlNode::Kind::kMap:
+      break;
   }
   out += node.is_map() ? '{' : '[';
   for (std::size_t i = 0; i < node.items.size(); ++i) {
@@ -245,10 +262,14 @@ YamlNode* YamlNode::find(std::string_view key) {
 
 std::string describe(const YamlNode& node) {
   switch (node.kind) {
-    case YamlNode::Kind::kNull: return "nothing";
-    case YamlNode::Kind::kSequence: return "a list";
-    case YamlNode::Kind::kMap: return "a map";
-    case YamlNode::Kind::kScalar: break;
+    case YamlNode::Kind::kNull:
+      return "nothing";
+    case YamlNode::Kind::kSequence:
+      return "a list";
+    case YamlNode::Kind::kMap:
+      return "a map";
+    case YamlNode::Kind::kScalar:
+      break;
   }
   constexpr std::size_t kShown = 60;
   std::string text = node.text.substr(0, kShown);
@@ -264,8 +285,8 @@ tl::expected<YamlNode, YamlProblem> parse_yaml(std::string_view text) {
     return tl::unexpected<YamlProblem>(std::move(problem));
   };
   if (text.size() > kMaxYamlBytes)
-    return refuse({0, 0, fmt::format("has {} bytes; at most {} are read", text.size(),
-                                     kMaxYamlBytes)});
+    return refuse(
+        {0, 0, fmt::format("has {} bytes; at most {} are read", text.size(), kMaxYamlBytes)});
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
   if (const std::size_t bad = first_bad_byte(text); bad != std::string_view::npos)
     return refuse(at_offset(text, bad,
@@ -320,8 +341,8 @@ void emit_block(const YamlNode& node, int indent, std::string& out) {
       continue;
     }
     out += margin + quoted(node.keys[i].text) + ":";
-    const bool block = !item.items.empty() && ((item.is_map() && indent == 0) || !is_flat(item)) &&
-                       indent <= 4;
+    const bool block =
+        !item.items.empty() && ((item.is_map() && indent == 0) || !is_flat(item)) && indent <= 4;
     if (block) {
       out += '\n';
       emit_block(item, indent + 2, out);

@@ -1,0 +1,216 @@
+#include "sweeps/estimates.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <map>
+
+namespace saesweep::sweeps {
+namespace {
+
+// Two cores with AMX reach 235 GFLOP/s in fp32 products and 670 in bf16 (LibTorch 2.11); what is
+// left after everything that is no product is taken to be 60 % of that.
+constexpr double kFlopsFloat32 = 0.6 * 235e9;
+constexpr double kFlopsBFloat16 = 0.6 * 670e9;
+// Small transformers: products too narrow for the peak.
+constexpr double kModelFlops = 80e9;
+// Adam touches parameter, gradient and two moments, reading and writing: 28 bytes a parameter.
+constexpr double kAdamBytes = 28, kMemoryBandwidth = 20e9;
+constexpr double kStartSeconds = 3;
+// An executor before it holds a model: LibTorch, its libraries, thread stacks.
+constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
+
+// As the activation streams cut it: rows permuted together.
+std::uint64_t group_bytes(const PlannedStream& stream) {
+  constexpr std::uint64_t kMaxRows = std::uint64_t{1} << 20, kMaxBytes = std::uint64_t{1} << 30;
+  const std::uint64_t row = std::max<std::uint64_t>(1, stream.d_in * size_of(stream.spec.dtype));
+  const std::uint64_t usual =
+      std::min(kMaxRows, std::bit_floor(std::max<std::uint64_t>(1, kMaxBytes / row)));
+  const std::uint64_t rows = stream.spec.shuffle_rows != 0 ? stream.spec.shuffle_rows : usual;
+  return std::min(rows, stream.spec.tokens) * row;
+}
+
+std::uint64_t stream_bytes(const PlannedStream& stream) {
+  return stream.spec.tokens * stream.d_in * size_of(stream.spec.dtype);
+}
+
+std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
+  return 2 * spec.d_sae * d_in + spec.d_sae + d_in;
+}
+
+double training_seconds(const TrainingSpec& spec, std::uint64_t d_in) {
+  const double width = static_cast<double>(spec.d_sae), d = static_cast<double>(d_in);
+  // Products per token. Dense: two forward, three backward. TopK: a dense encoder, the rest for k
+  // of the features, and selecting them, which costs about another product of the encoder's size.
+  const double flops =
+      spec.k ? 4 * d * width + 8 * d * static_cast<double>(*spec.k) : 10 * d * width;
+  const double rate = spec.precision == Precision::kBFloat16 ? kFlopsBFloat16 : kFlopsFloat32;
+  const double adam = kAdamBytes * static_cast<double>(parameters(spec, d_in)) / kMemoryBandwidth;
+  return static_cast<double>(spec.steps()) *
+         (static_cast<double>(spec.batch) * flops / rate + adam);
+}
+
+double model_seconds(std::uint64_t parameters, double tokens) {
+  return 2 * static_cast<double>(parameters) * tokens / kModelFlops;
+}
+
+SweepEstimate estimate_train_lm(const TrainLmSpec& lm) {
+  SweepEstimate result;
+  const auto d = static_cast<std::uint64_t>(lm.d_model);
+  const std::uint64_t weights = static_cast<std::uint64_t>(lm.layers) *
+                                (4 * d * d + 2 * d * static_cast<std::uint64_t>(lm.d_mlp));
+  const auto row =
+      static_cast<std::uint64_t>(std::min(lm.context, lm.data.board * lm.data.board - 5));
+  result.tokens = lm.steps() * lm.batch * row;
+  // Weights, gradients and two moments; activations of a batch: about 20 widths a layer and token.
+  result.memory_bytes = kExecutorBytes + lm.data.games * (row + 2) + weights * 16 +
+                        lm.batch * row * static_cast<std::uint64_t>(lm.layers) * 20 * d * 4;
+  result.disk_bytes = weights * 4 * 4;
+  result.seconds = kStartSeconds + 3 * model_seconds(weights, static_cast<double>(result.tokens));
+  return result;
+}
+
+std::string gibibytes(std::uint64_t bytes) {
+  return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
+}
+
+}  // namespace
+
+std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in) {
+  // Parameters, gradients, two moments; rows, reconstruction and residual; pre-activations,
+  // features and their gradient.
+  return 4 * (4 * parameters(spec, d_in) + 3 * spec.batch * d_in + 3 * spec.batch * spec.d_sae);
+}
+
+SweepEstimate estimate(const SweepPlan& plan) {
+  if (plan.train_lm) return estimate_train_lm(*plan.train_lm);
+  SweepEstimate result;
+  result.trials = plan.trials.size();
+  result.baselines = plan.baselines.size();
+  result.seconds = kStartSeconds;
+
+  struct PerStream {
+    std::uint64_t training_bytes = 0, largest = 0;
+    double passes = 0;
+  };
+  std::map<std::string, PerStream> streams;
+  const auto train = [&](const TrainingSpec& spec, const PlannedStream& stream) {
+    const std::uint64_t bytes = estimated_training_memory(spec, stream.d_in);
+    PerStream& per = streams[stream.spec.hook];
+    per.training_bytes += bytes;
+    per.largest = std::max(per.largest, bytes);
+    per.passes = std::max(
+        per.passes, static_cast<double>(spec.tokens) / static_cast<double>(stream.spec.tokens));
+    result.tokens += spec.steps() * spec.batch;
+    result.seconds += training_seconds(spec, stream.d_in);
+    // A checkpoint holds weights and moments; the dictionary and its curve and scores are kept.
+    result.disk_bytes += parameters(spec, stream.d_in) * 4 * (3 + 1) + 200 * spec.d_sae;
+  };
+  const auto stream_named = [&plan](const std::string& hook) {
+    return std::find_if(plan.streams.begin(), plan.streams.end(),
+                        [&](const PlannedStream& each) { return each.spec.hook == hook; });
+  };
+  for (const PlannedTrial& trial : plan.trials)
+    train(trial.spec.training, *stream_named(trial.spec.stream.hook));
+  for (const PlannedBaseline& baseline : plan.baselines)
+    if (baseline.spec.name == "random_model")
+      train(*baseline.spec.training, *stream_named(baseline.spec.hook));
+
+  std::uint64_t cached = 0;
+  const std::uint64_t slots = plan.resources.slots;
+  for (const PlannedStream& stream : plan.streams) {
+    const PerStream& per = streams[stream.spec.hook];
+    const std::uint64_t bytes = stream_bytes(stream);
+    cached += bytes;
+    const double harvested = bytes <= plan.cache_bytes ? std::min(1.0, per.passes) : per.passes;
+    result.seconds +=
+        model_seconds(stream.model_parameters, harvested * static_cast<double>(stream.spec.tokens));
+    // All trials of a stream train together if memory allows, else in turns.
+    const std::uint64_t idle = slots * (kExecutorBytes + group_bytes(stream));
+    const std::uint64_t together = idle + per.training_bytes;
+    const std::uint64_t least = idle + slots * per.largest;
+    result.memory_bytes = std::max(
+        result.memory_bytes, std::min(together, std::max(least, plan.resources.memory_bytes)));
+  }
+  result.disk_bytes += std::min(cached, plan.cache_bytes);
+
+  // Scores: clean, replaced and ablated passes of the model and one of the dictionary.
+  for (const EvaluationSpec& evaluation : plan.evaluations)
+    for (const PlannedTrial& trial : plan.trials) {
+      const PlannedStream& stream = *stream_named(trial.spec.stream.hook);
+      const double tokens = evaluation.kind == "core"
+                                ? 2 * static_cast<double>(evaluation.tokens)
+                                : static_cast<double>(evaluation.games * stream.rows_per_document);
+      const double dictionary =
+          4 * static_cast<double>(stream.d_in) * static_cast<double>(trial.spec.training.d_sae);
+      result.seconds +=
+          4 * model_seconds(stream.model_parameters, tokens) + tokens * dictionary / kFlopsFloat32;
+    }
+  return result;
+}
+
+std::vector<std::string> warnings_of(const SweepPlan& plan) {
+  constexpr double kManyPasses = 50;
+  constexpr std::uint64_t kFewGames = 200;
+  std::vector<std::string> warnings;
+  if (plan.train_lm) return warnings;
+  double passes = 0;
+  std::uint64_t largest = 0;
+  for (const PlannedTrial& trial : plan.trials) {
+    passes = std::max(passes, static_cast<double>(trial.spec.training.tokens) /
+                                  static_cast<double>(trial.spec.stream.tokens));
+    for (const PlannedStream& stream : plan.streams)
+      if (stream.spec.hook == trial.spec.stream.hook)
+        largest =
+            std::max(largest, kExecutorBytes + group_bytes(stream) +
+                                  estimated_training_memory(trial.spec.training, stream.d_in));
+  }
+  if (passes > kManyPasses)
+    warnings.push_back(
+        fmt::format("train.tokens: a trial passes {:.0f} times over the same "
+                    "activations; more activations.tokens would teach it more",
+                    passes));
+  std::uint64_t cached = 0;
+  for (const PlannedStream& stream : plan.streams) cached += stream_bytes(stream);
+  if (cached > plan.cache_bytes && plan.cache_bytes > 0)
+    warnings.push_back(
+        fmt::format("activations.cache: {} hold less than the {} of activations; what "
+                    "does not fit is computed anew each pass",
+                    gibibytes(plan.cache_bytes), gibibytes(cached)));
+  if (largest > plan.resources.memory_bytes)
+    warnings.push_back(
+        fmt::format("resources.memory: {} are less than the {} or so that the largest "
+                    "trial needs alone",
+                    gibibytes(plan.resources.memory_bytes), gibibytes(largest)));
+  bool has_board = false;
+  for (const EvaluationSpec& evaluation : plan.evaluations) {
+    if (evaluation.kind != "board") continue;
+    has_board = true;
+    if (evaluation.games < kFewGames)
+      warnings.push_back(
+          fmt::format("evaluate.board: {} games are few; board states that occur in "
+                      "none of them have no score, 2000 would be usual",
+                      evaluation.games));
+  }
+  if (!has_board)
+    for (const PlannedBaseline& baseline : plan.baselines)
+      if (const std::string& name = baseline.spec.name;
+          name == "neurons" || name == "linear_probe" || name == "always_on" ||
+          name == "placement") {
+        warnings.push_back(
+            fmt::format("baselines: {} has board scores only, and evaluate has no "
+                        "board: its row will be empty",
+                        name));
+        break;
+      }
+  for (const PlannedStream& stream : plan.streams)
+    if (stream.spec.holdout == 0) {
+      warnings.push_back("activations.holdout: 0 scores dictionaries on what they trained on");
+      break;
+    }
+  return warnings;
+}
+
+}  // namespace saesweep::sweeps

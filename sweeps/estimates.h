@@ -1,0 +1,28 @@
+// What a sweep will cost: memory, disk, time. Rough on purpose, from the plan alone; the constants
+// stand in the source with where they come from.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sweeps/sweep_plan.h"
+
+namespace saesweep::sweeps {
+
+// What training one SAE takes beside the stream it reads: parameters, gradients, Adam's moments,
+// activations of a batch.
+std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in);
+
+struct SweepEstimate {
+  std::uint64_t trials = 0, baselines = 0;
+  std::uint64_t tokens = 0;        // trained on, all trials and random_model; train_lm: its tokens
+  std::uint64_t memory_bytes = 0;  // of all slots together, at the fullest
+  std::uint64_t disk_bytes = 0;    // cache, one checkpoint a trial, dictionaries and scores
+  double seconds = 0;              // on a machine with two cores like those measured
+};
+SweepEstimate estimate(const SweepPlan& plan);
+
+// What is legal and probably not meant: goes to plan.warnings.
+std::vector<std::string> warnings_of(const SweepPlan& plan);
+
+}  // namespace saesweep::sweeps
