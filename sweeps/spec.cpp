@@ -367,6 +367,8 @@ Json TrainLmSpec::to_json() const {
           {"warmup_steps", warmup_steps},
           {"weight_decay", weight_decay},
           {"grad_clip", grad_clip},
+          {"targets", targets},
+          {"init_scale", init_scale},
           {"seed", seed},
           {"holdout", holdout}};
 }
@@ -397,6 +399,8 @@ Result<TrainLmSpec> TrainLmSpec::from_json(const Json& json) {
   fields.read("warmup_steps", spec.warmup_steps);
   fields.read("weight_decay", spec.weight_decay);
   fields.read("grad_clip", spec.grad_clip);
+  fields.read("targets", spec.targets);
+  fields.read("init_scale", spec.init_scale);
   fields.read("seed", spec.seed);
   fields.read("holdout", spec.holdout);
   SAE_TRY_VOID(fields.finish());

@@ -179,6 +179,10 @@ struct TrainLmSpec {
   double lr = 0;
   std::uint64_t warmup_steps = 0;
   double weight_decay = 0.1, grad_clip = 1.0;
+  // sampled: the move that was played. exact: all moves that could have been, each with its
+  // probability under `data.play`: the same expected gradient without the noise of one draw.
+  std::string targets = "sampled";
+  double init_scale = 1;  // of the initial weights' deviation, in units of GPT-2's
   std::uint64_t seed = 0;
   double holdout = 0.05;
   bool operator==(const TrainLmSpec&) const = default;

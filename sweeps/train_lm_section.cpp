@@ -12,6 +12,7 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
                                          Problems& problems) {
   using namespace std::string_view_literals;
   static constexpr std::array kActivations{"gelu"sv, "gelu_new"sv, "relu"sv};
+  constexpr std::array kTargets{"sampled"sv, "exact"sv};
   static constexpr std::array kHoldout{"holdout"sv};
   const std::size_t problems_before = problems.size();
   for (const std::string_view other :
@@ -55,6 +56,8 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
   section.read_real("lr", spec.lr, 0, /*low_open=*/true);
   section.read_real("weight_decay", spec.weight_decay, 0);
   section.read_real("grad_clip", spec.grad_clip, 0, /*low_open=*/true);
+  if (const auto word = section.read_word("targets", kTargets)) spec.targets = kTargets[*word];
+  section.read_real("init_scale", spec.init_scale, 0, /*low_open=*/true);
   section.read_count("seed", spec.seed);
   if (spec.d_model % spec.heads != 0)
     section.add(section.node().find("heads") != nullptr ? "heads" : "d_model",

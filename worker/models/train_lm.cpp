@@ -5,8 +5,8 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <bit>
+#include <cmath>
 #include <cstdlib>
 #include <numbers>
 #include <vector>
@@ -27,10 +27,32 @@ constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8;
 struct Batch {
   at::Tensor inputs;   // [games, context] int64
   at::Tensor targets;  // [games, context] int64, -100 where there is none
+  at::Tensor exact;    // [games, context, vocabulary]: probability of each next move, if asked for
   std::uint64_t target_count = 0;
 };
 
-Batch make_batch(const TokenDocuments& documents, const std::vector<std::uint64_t>& games) {
+// Uniform play: every legal move is as likely as the others.
+void fill_exact_targets(const TokenDocuments& documents, const std::vector<std::uint64_t>& games,
+                        at::Tensor& exact) {
+  const othello::Rules rules(documents.board());
+  auto probability = exact.accessor<float, 3>();
+  for (std::size_t row = 0; row < games.size(); ++row) {
+    const auto tokens = documents.tokens(games[row]);
+    othello::Position position = rules.start();
+    for (std::size_t i = 0; i + 1 < tokens.size(); ++i) {
+      position = rules.play(position, rules.bit_of(rules.square_of_token(tokens[i])));
+      othello::Bits legal = rules.legal(position);
+      const float each = 1.0F / static_cast<float>(std::popcount(legal));
+      for (; legal != 0; legal &= legal - 1) {
+        const int token = rules.token_of(rules.square_of(legal & (~legal + 1)));
+        probability[static_cast<std::int64_t>(row)][static_cast<std::int64_t>(i)][token] = each;
+      }
+    }
+  }
+}
+
+Batch make_batch(const TokenDocuments& documents, const std::vector<std::uint64_t>& games,
+                 bool exact = false) {
   const auto rows = static_cast<std::int64_t>(games.size());
   const std::int64_t length = documents.context();
   Batch batch{at::zeros({rows, length}, at::kLong), at::full({rows, length}, -100, at::kLong)};
@@ -44,11 +66,16 @@ Batch make_batch(const TokenDocuments& documents, const std::vector<std::uint64_
       ++batch.target_count;
     }
   }
+  if (exact) {
+    batch.exact = at::zeros({rows, length, documents.vocabulary()}, at::kFloat);
+    fill_exact_targets(documents, games, batch.exact);
+  }
   return batch;
 }
 
 at::Tensor summed_cross_entropy(const Transformer& model, const Batch& batch) {
   const at::Tensor logits = model.forward(batch.inputs, {}).logits;
+  if (batch.exact.defined()) return -(at::log_softmax(logits, -1) * batch.exact).sum();
   return at::cross_entropy_loss(logits.reshape({-1, logits.size(-1)}), batch.targets.reshape({-1}),
                                 {}, at::Reduction::Sum, -100);
 }
@@ -67,8 +94,8 @@ LmTrainer::LmTrainer(sweeps::TrainLmSpec spec, Transformer model, ThreadPool& po
     first_moment_.emplace(name, at::zeros_like(weight));
     second_moment_.emplace(name, at::zeros_like(weight));
     // Absent biases stay zero.
-    const bool is_affine_bias = name.find("ln_") == std::string::npos &&
-                                name.size() > 5 && name.compare(name.size() - 5, 5, ".bias") == 0;
+    const bool is_affine_bias = name.find("ln_") == std::string::npos && name.size() > 5 &&
+                                name.compare(name.size() - 5, 5, ".bias") == 0;
     weight.requires_grad_(spec_.bias || !is_affine_bias);
   }
 }
@@ -89,6 +116,8 @@ Result<LmTrainer> LmTrainer::create(const sweeps::TrainLmSpec& spec, ThreadPool&
   // from_json holds the rules about shapes.
   SAE_TRY(config, TransformerConfig::from_json(config.to_json()));
   SAE_TRY(Transformer model, Transformer::random(config, spec.seed));
+  for (auto& [name, weight] : model.weights())
+    if (weight.dim() > 1) weight.mul_(spec.init_scale);
   LmTrainer trainer(spec, std::move(model), pool, std::move(documents));
   if (trainer.training_games_.empty())
     return fail(ErrorCode::kInvalidArgument, "data.games {}: none is left for training",
@@ -130,7 +159,7 @@ Result<LmStep> LmTrainer::train_step() {
     const c10::AutoGradMode with_gradients(true);
     const auto begin = games.begin() + piece * kGamesPerPiece;
     const auto end = std::min(games.end(), begin + kGamesPerPiece);
-    const Batch batch = make_batch(*documents_, {begin, end});
+    const Batch batch = make_batch(*documents_, {begin, end}, spec_.targets == "exact");
     const at::Tensor loss = summed_cross_entropy(model_, batch);
     const auto at = static_cast<std::size_t>(piece);
     losses[at] = loss.item<double>();
@@ -228,8 +257,8 @@ LmQuality LmTrainer::measure(std::uint64_t games) const {
         const othello::Bits legal = rules.legal(position);
         ++sum.targets;
         sum.optimum += std::log(static_cast<double>(std::popcount(legal)));
-        const int square = rules.square_of_token(static_cast<int>(
-            guess[static_cast<std::int64_t>(row)][static_cast<std::int64_t>(i)]));
+        const int square = rules.square_of_token(
+            static_cast<int>(guess[static_cast<std::int64_t>(row)][static_cast<std::int64_t>(i)]));
         if (square < 0 || (legal & rules.bit_of(square)) == 0) ++sum.illegal;
       }
     }
@@ -257,10 +286,10 @@ Result<void> LmTrainer::save(const std::filesystem::path& file) const {
     tensors.emplace("m/" + name, first_moment_.at(name));
     tensors.emplace("v/" + name, second_moment_.at(name));
   }
-  return write_file_atomically(
-      file, serialize_tensors(tensors, {{"step", std::to_string(step_)},
-                                        {"tokens", std::to_string(tokens_)},
-                                        {"identity", spec_.identity().hex()}}));
+  return write_file_atomically(file,
+                               serialize_tensors(tensors, {{"step", std::to_string(step_)},
+                                                           {"tokens", std::to_string(tokens_)},
+                                                           {"identity", spec_.identity().hex()}}));
 }
 
 Result<void> LmTrainer::load(const std::filesystem::path& path) {
