@@ -55,7 +55,9 @@ Batch make_batch(const TokenDocuments& documents, const std::vector<std::uint64_
                  bool exact = false) {
   const auto rows = static_cast<std::int64_t>(games.size());
   const std::int64_t length = documents.context();
-  Batch batch{at::zeros({rows, length}, at::kLong), at::full({rows, length}, -100, at::kLong)};
+  Batch batch;
+  batch.inputs = at::zeros({rows, length}, at::kLong);
+  batch.targets = at::full({rows, length}, -100, at::kLong);
   auto inputs = batch.inputs.accessor<std::int64_t, 2>();
   auto targets = batch.targets.accessor<std::int64_t, 2>();
   for (std::int64_t row = 0; row < rows; ++row) {
