@@ -1,0 +1,37 @@
+// Another program, run to its end: what it wrote and how it ended.
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/result.h"
+
+namespace saesweep::cli {
+
+struct ChildOutcome {
+  int exit_code = 0;   // 128 + signal if one ended it
+  std::string output;  // its stdout; stderr is ours
+};
+
+struct ChildOptions {
+  std::optional<std::chrono::milliseconds> patience = {};  // then it is killed
+  bool silence_errors = false;                             // its stderr goes nowhere
+};
+
+// Errors: kNotFound if the program is not there; kUnavailable if it cannot be started or was killed
+// because patience ran out.
+Result<ChildOutcome> run_child(const std::filesystem::path& program,
+                               const std::vector<std::string>& arguments,
+                               const ChildOptions& options = {});
+
+// The file of the running program; saesweep-task lies beside it.
+std::filesystem::path this_program();
+std::filesystem::path default_task_program();
+
+// Where saesweep-task is, or an error that says how to get it.
+Result<std::filesystem::path> find_task_program(const std::string& given);
+
+}  // namespace saesweep::cli

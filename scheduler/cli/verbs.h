@@ -1,0 +1,28 @@
+// The verbs of `saesweep`, one file each. add_<verb>() declares its flags and gives back what it
+// does once they are parsed: the exit code.
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace saesweep::cli {
+
+struct GlobalFlags {
+  bool quiet = false;  // no progress, no hints: results and errors only
+};
+
+using Action = std::function<int()>;
+
+// `globals` outlives the action and is filled when it is called.
+Action add_run(CLI::App& program, const GlobalFlags& globals);
+Action add_validate(CLI::App& program, const GlobalFlags& globals);
+Action add_leaderboard(CLI::App& program, const GlobalFlags& globals);
+Action add_export(CLI::App& program, const GlobalFlags& globals);
+Action add_bench(CLI::App& program, const GlobalFlags& globals);
+Action add_doctor(CLI::App& program, const GlobalFlags& globals);
+Action add_version(CLI::App& program, const GlobalFlags& globals);
+
+}  // namespace saesweep::cli
