@@ -63,8 +63,8 @@ struct SweepPlan {
 };
 
 struct PlanOptions {
-  std::vector<std::string> overrides;  // "train.tokens=1M", as --set gives them
-  std::string auto_device = "cpu";     // what `device: auto` means on this machine
+  std::vector<std::string> overrides = {};  // "train.tokens=1M", as --set gives them
+  std::string auto_device = "cpu";          // what `device: auto` means on this machine
 };
 
 // Either a plan, or all errors of the file at once.

@@ -1,7 +1,7 @@
 // Checks a JSON value against the part of JSON Schema that sweeps/schema/ uses: type, const, enum,
-// required, properties, patternProperties, additionalProperties, items, minimum, maximum, pattern,
-// allOf, if/then. A keyword that is none of these is itself a problem, so that no schema promises
-// what nobody checks.
+// required, properties, patternProperties, additionalProperties, items, minItems, maxItems,
+// minimum, maximum, pattern, allOf, anyOf, if/then/else, $ref to #/$defs. A keyword that is none of
+// these is itself a problem, so that no schema promises what nobody checks.
 #pragma once
 
 #include <regex>
@@ -17,7 +17,7 @@ class JsonSchemaCheck {
  public:
   // Empty if `value` keeps the schema; else a line a problem, "rows[3].state: ...".
   static std::vector<std::string> problems(const Json& value, const Json& schema) {
-    JsonSchemaCheck check;
+    JsonSchemaCheck check(schema);
     check.visit(value, schema, "$");
     return check.problems_;
   }
@@ -29,6 +29,15 @@ class JsonSchemaCheck {
   }
 
  private:
+  explicit JsonSchemaCheck(const Json& root) : root_(root) {}
+
+  // Of a part of the same schema.
+  bool keeps(const Json& value, const Json& part) const {
+    JsonSchemaCheck check(root_);
+    check.visit(value, part, "$");
+    return check.problems_.empty();
+  }
+
   void visit(const Json& value, const Json& schema, const std::string& where) {
     if (schema.is_boolean()) {
       if (!schema.get<bool>()) problem(where, "not allowed");
@@ -59,8 +68,22 @@ class JsonSchemaCheck {
       } else if (keyword == "allOf") {
         for (const Json& part : rule) visit(value, part, where);
       } else if (keyword == "if") {
-        if (problems(value, rule).empty() && schema.contains("then"))
-          visit(value, schema["then"], where);
+        const char* branch = keeps(value, rule) ? "then" : "else";
+        if (schema.contains(branch)) visit(value, schema[branch], where);
+      } else if (keyword == "anyOf") {
+        bool any = false;
+        for (const Json& part : rule) any = any || keeps(value, part);
+        if (!any) problem(where, value.dump() + " is none of what may stand there");
+      } else if (keyword == "$ref") {
+        const auto name = rule.get<std::string>();
+        const Json defs = root_.value("$defs", Json::object());
+        if (name.rfind("#/$defs/", 0) != 0 || !defs.contains(name.substr(8)))
+          problem(where, "the schema refers to " + name + ", which it does not define");
+        else
+          visit(value, defs[name.substr(8)], where);
+      } else if (keyword == "minItems" || keyword == "maxItems") {
+        if (value.is_array() && (keyword == "minItems" ? value.size() < rule : value.size() > rule))
+          problem(where, "has " + std::to_string(value.size()) + " items");
       } else if (!is_plain(keyword)) {
         problem(where, "the schema uses \"" + keyword + "\", which is not checked");
       }
@@ -109,7 +132,7 @@ class JsonSchemaCheck {
   }
   static bool is_plain(const std::string& keyword) {
     for (const char* known : {"$schema", "title", "description", "properties", "patternProperties",
-                              "additionalProperties", "then"})
+                              "additionalProperties", "then", "else", "$defs"})
       if (keyword == known) return true;
     return false;
   }
@@ -117,6 +140,7 @@ class JsonSchemaCheck {
     problems_.push_back(where + ": " + what);
   }
 
+  const Json& root_;
   std::vector<std::string> problems_;
 };
 
