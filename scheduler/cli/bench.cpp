@@ -79,11 +79,16 @@ std::string take_value(std::vector<std::string>& words, const std::string& flag)
   return {};
 }
 
-int bench_by_executor(const std::string& name, std::vector<std::string> words) {
+int bench_by_executor(const std::string& name, std::vector<std::string> words,
+                      const std::string& help_text) {
   const std::string given = take_value(words, "--task");
   const bool json = std::erase(words, "--json") > 0;
   const bool help = std::erase(words, "--help") + std::erase(words, "-h") > 0;
   const auto task = find_task_program(given);
+  if (!task && help) {
+    fmt::print("{}", help_text);
+    return kExitDone;
+  }
   if (!task) return complain(task.error());
   std::vector<std::string> arguments{"bench", name};
   arguments.insert(arguments.end(), words.begin(), words.end());
@@ -176,7 +181,7 @@ Action add_bench(CLI::App& program, const GlobalFlags&) {
     if (cache->parsed()) return bench_cache(*flags);
     for (const ExecutorBench& bench : kExecutorBenches)
       if (const CLI::App* one = verb->get_subcommand(bench.name); one->parsed())
-        return bench_by_executor(bench.name, one->remaining());
+        return bench_by_executor(bench.name, one->remaining(), one->help());
     return kExitMisuse;
   };
 }

@@ -100,6 +100,10 @@ class Screen {
   Progress progress_;
 };
 
+std::string number_of(std::size_t count, std::string_view thing) {
+  return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
+}
+
 int complain(const Error& error) {
   fmt::print(stderr, "saesweep run: {}\n", error.message);
   return exit_code_of(error.code);
@@ -253,11 +257,12 @@ class Run {
       return;
     }
     std::string line = plan_.train_lm ? fmt::format("{}: training a model", plan_.name)
-                                      : fmt::format("{}: {} trials, {} baselines", plan_.name,
-                                                    plan_.trials.size(), plan_.baselines.size());
+                                      : fmt::format("{}: {}, {}", plan_.name,
+                                                    number_of(plan_.trials.size(), "trial"),
+                                                    number_of(plan_.baselines.size(), "baseline"));
     if (done > 0) line += fmt::format(" ({} trained and scored already)", done);
-    screen_.say(fmt::format("{}; {} {}; state in {}", line, slots, slots == 1 ? "slot" : "slots",
-                            state_.string()));
+    screen_.say(
+        fmt::format("{}; {}; state in {}", line, number_of(slots, "slot"), state_.string()));
   }
 
   void drain() {
@@ -287,9 +292,7 @@ class Run {
         stopping = true;
         const std::uint64_t running = training_now(*telemetry_);
         screen_.say(fmt::format("stopping: checkpointing {} ... (again to stop at once)",
-                                running == 0   ? "what runs"
-                                : running == 1 ? "1 trial"
-                                               : fmt::format("{} trials", running)));
+                                running == 0 ? "what runs" : number_of(running, "trial")));
         cluster.stop();
       }
       screen_.tick();
