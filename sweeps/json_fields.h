@@ -84,7 +84,10 @@ class JsonFields {
     return std::isfinite(out);
   }
   static bool take(const Json& field, std::uint64_t& out) {
-    if (!field.is_number_unsigned()) return false;
+    // A number that never was text is signed if it came from a signed one.
+    if (!field.is_number_integer() ||
+        (!field.is_number_unsigned() && field.get<std::int64_t>() < 0))
+      return false;
     out = field.get<std::uint64_t>();
     return true;
   }

@@ -120,7 +120,8 @@ Result<double> parse_real(std::string_view text) {
   const std::string_view digits = text.starts_with('+') ? text.substr(1) : text;
   double value = 0;
   const auto [end, code] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  if (digits.empty() || code == std::errc::invalid_argument || end != digits.data() + digits.size())
+  if (digits.empty() || (text[0] == '+' && digits[0] == '-') ||
+      code == std::errc::invalid_argument || end != digits.data() + digits.size())
     return fail(ErrorCode::kInvalidArgument,
                 "'{}' is not a number; one like 0.03 or 3e-4 would be "
                 "right",
