@@ -14,6 +14,8 @@ struct Word {
   Enum value;
   std::string_view text;
 };
+template <class Enum>
+Word(Enum, std::string_view) -> Word<Enum>;  // clang 14 deduces no aggregates
 constexpr std::array kArchitectureWords{
     Word{Architecture::kStandard, "standard"},
     Word{Architecture::kStandardBricken, "standard_bricken"}, Word{Architecture::kTopK, "topk"},

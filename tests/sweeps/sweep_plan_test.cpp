@@ -1,3 +1,5 @@
+#include "sweeps/sweep_plan.h"
+
 #include <gmock/gmock.h>
 
 #include <algorithm>
