@@ -1,0 +1,251 @@
+// bench train: SAEs trained side by side against the same SAEs one run after another, or against
+// LibTorch's own autograd and operators.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/philox.h"
+#include "sweeps/recipes.h"
+#include "worker/activations/row_stream.h"
+#include "worker/executor/bench.h"
+#include "worker/executor/build.h"
+#include "worker/parallel/thread_pool.h"
+#include "worker/training/cohort.h"
+#include "worker/training/sae_trainer.h"
+
+namespace saesweep::worker {
+namespace {
+
+// Sparse sums of random directions in bf16, read in shuffled order: what a loaded shuffle group of
+// the activation cache costs to read.
+class SyntheticRows final : public RowStream {
+ public:
+  SyntheticRows(std::uint64_t rows, std::int64_t d_in)
+      : width_(static_cast<std::size_t>(d_in)),
+        rows_(rows),
+        order_(rows, 0, "bench.order"),
+        values_(rows * width_) {
+    constexpr std::size_t kDirections = 1024, kActive = 16;
+    std::vector<float> directions(kDirections * width_);
+    Rng rng(0, "bench.directions");
+    const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(d_in)));
+    for (float& value : directions) value = static_cast<float>(rng.normal()) * scale;
+    std::vector<float> row(width_);
+    for (std::uint64_t i = 0; i < rows; ++i) {
+      std::ranges::fill(row, 0.F);
+      for (std::size_t j = 0; j < kActive; ++j) {
+        const float* direction = &directions[rng.below(kDirections) * width_];
+        const auto weight = static_cast<float>(rng.uniform());
+        for (std::size_t c = 0; c < width_; ++c) row[c] += weight * direction[c];
+      }
+      for (std::size_t c = 0; c < width_; ++c) values_[i * width_ + c] = to_bf16(row[c]);
+    }
+  }
+  std::int64_t d_in() const override { return static_cast<std::int64_t>(width_); }
+  std::uint64_t rows_per_pass() const override { return rows_; }
+  double norm_factor() const override { return 1; }
+  Result<void> read(std::uint64_t first, std::uint64_t count, float* out) override {
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const std::uint16_t* row = &values_[order_((first + i) % rows_) * width_];
+      for (std::size_t c = 0; c < width_; ++c) *out++ = from_bf16(row[c]);
+    }
+    return {};
+  }
+
+ private:
+  std::size_t width_;
+  std::uint64_t rows_;
+  Permutation order_;
+  std::vector<std::uint16_t> values_;
+};
+
+Result<sweeps::TrainingSpec> make_spec(const TrainBench& bench, std::uint64_t steps) {
+  const auto architecture = sweeps::parse_architecture(bench.arch);
+  if (!architecture)
+    return fail(ErrorCode::kInvalidArgument,
+                "--arch {}: standard, standard_bricken, topk, batchtopk or p_anneal would be right",
+                bench.arch);
+  if (bench.precision != "fp32" && bench.precision != "bf16")
+    return fail(ErrorCode::kInvalidArgument, "--precision {}: fp32 or bf16 would be right",
+                bench.precision);
+  if (bench.saes == 0 || bench.d_in == 0 || bench.d_sae == 0 || bench.batch == 0 ||
+      bench.steps == 0)
+    return fail(ErrorCode::kInvalidArgument,
+                "-n, --d-in, --d-sae, --batch and --steps are at least 1");
+  auto spec = sweeps::recipe_training("saebench-v1", *architecture, steps);
+  spec.d_sae = bench.d_sae;
+  if (*architecture == sweeps::Architecture::kTopK ||
+      *architecture == sweeps::Architecture::kBatchTopK)
+    spec.k = bench.k;
+  else
+    spec.l1 = bench.l1;
+  spec.batch = bench.batch;
+  spec.tokens = bench.batch * steps;
+  spec.precision =
+      bench.precision == "bf16" ? sweeps::Precision::kBFloat16 : sweeps::Precision::kFloat32;
+  return spec;
+}
+
+// Trainers that go on from round to round.
+class OurSaes {
+ public:
+  static Result<std::unique_ptr<OurSaes>> make(const sweeps::TrainingSpec& spec, unsigned saes,
+                                               RowStream& stream, ThreadPool& pool) {
+    auto made = std::make_unique<OurSaes>();
+    made->cohort_ = std::make_unique<Cohort>(stream, pool);
+    for (unsigned i = 0; i < saes; ++i) {
+      auto own = spec;
+      own.seed = i;
+      SAE_TRY(auto trainer, SaeTrainer::create(own, stream.d_in(), 1, pool));
+      made->cohort_->add(std::to_string(i), std::move(trainer));
+    }
+    return made;
+  }
+  // Each SAE `steps` steps on.
+  Result<void> advance(std::uint64_t steps) {
+    for (std::uint64_t step = 0; step < steps; ++step) {
+      SAE_TRY(const auto outcomes, cohort_->advance());
+      for (const auto& outcome : outcomes)
+        if (!outcome.report) return fail(outcome.report.error());
+    }
+    return {};
+  }
+
+ private:
+  std::unique_ptr<Cohort> cohort_;
+};
+
+// The same SAE written the usual way: LibTorch's operators on all threads, autograd, Adam. One
+// after another.
+class AutogradSae {
+ public:
+  AutogradSae(const sweeps::TrainingSpec& spec, std::int64_t d_in) : spec_(spec) {
+    const auto d_sae = static_cast<std::int64_t>(spec.d_sae);
+    w_dec_ = at::randn({d_sae, d_in});
+    w_dec_ = w_dec_ / w_dec_.norm(2, {1}, true);
+    parameters_ = {w_dec_.clone(), at::zeros({d_sae}), w_dec_, at::zeros({d_in})};
+    for (at::Tensor& parameter : parameters_) {
+      parameter.requires_grad_(true);
+      first_.push_back(at::zeros_like(parameter));
+      second_.push_back(at::zeros_like(parameter));
+    }
+  }
+
+  void train_step(const at::Tensor& x) {
+    std::vector<at::Tensor> gradients;
+    {
+      const c10::AutoGradMode with_gradients(true);
+      const at::Tensor z = at::addmm(parameters_[1], x - parameters_[3], parameters_[0].t()).relu();
+      at::Tensor codes = z, sparsity = at::zeros({});
+      if (spec_.k) {
+        const auto top = z.topk(static_cast<std::int64_t>(*spec_.k), -1);
+        codes = at::zeros_like(z).scatter(-1, std::get<1>(top), std::get<0>(top));
+      } else {
+        sparsity = (z * parameters_[2].norm(2, {1})).sum(-1).mean() * *spec_.l1;
+      }
+      const at::Tensor error = at::addmm(parameters_[3], codes, parameters_[2]) - x;
+      const at::Tensor loss = error.square().sum(-1).mean() + sparsity;
+      gradients = torch::autograd::grad({loss}, parameters_);
+    }
+    ++step_;
+    const double correction1 = 1 - std::pow(spec_.adam_beta1, static_cast<double>(step_));
+    const double correction2 = 1 - std::pow(spec_.adam_beta2, static_cast<double>(step_));
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      first_[i].mul_(spec_.adam_beta1).add_(gradients[i], 1 - spec_.adam_beta1);
+      second_[i].mul_(spec_.adam_beta2).addcmul_(gradients[i], gradients[i], 1 - spec_.adam_beta2);
+      const at::Tensor denominator =
+          (second_[i].sqrt() / std::sqrt(correction2)).add_(spec_.adam_epsilon);
+      parameters_[i].detach().addcdiv_(first_[i], denominator, -spec_.lr / correction1);
+    }
+  }
+
+ private:
+  sweeps::TrainingSpec spec_;
+  at::Tensor w_dec_;
+  std::vector<at::Tensor> parameters_, first_, second_;  // W_enc, b_enc, W_dec, b_dec
+  std::uint64_t step_ = 0;
+};
+
+}  // namespace
+
+Result<Json> bench_train(const TrainBench& bench) {
+  // Rounds and the one that warms up.
+  const std::uint64_t steps = bench.steps * (1 + std::max(1U, bench.rounds));
+  SAE_TRY(const auto spec, make_spec(bench, steps));
+  const bool autograd = bench.against == "autograd";
+  if (!autograd && bench.against != "separate")
+    return fail(ErrorCode::kInvalidArgument, "--against {}: separate or autograd would be right",
+                bench.against);
+  if (autograd && (spec.architecture == sweeps::Architecture::kBatchTopK ||
+                   spec.architecture == sweeps::Architecture::kPAnneal))
+    return fail(ErrorCode::kInvalidArgument,
+                "--against autograd has topk, standard and standard_bricken, not {}", bench.arch);
+
+  ThreadPool pool(bench_threads(bench.threads));
+  const auto d_in = static_cast<std::int64_t>(bench.d_in);
+  SyntheticRows stream(8 * bench.batch, d_in);
+  SAE_TRY(const auto together, OurSaes::make(spec, bench.saes, stream, pool));
+  std::vector<std::unique_ptr<OurSaes>> separate;
+  std::vector<AutogradSae> plain;
+  for (unsigned i = 0; i < bench.saes; ++i) {
+    if (autograd) {
+      plain.emplace_back(spec, d_in);
+    } else {
+      auto own = spec;
+      own.seed = i;
+      SAE_TRY(auto one, OurSaes::make(own, 1, stream, pool));
+      separate.push_back(std::move(one));
+    }
+  }
+
+  Result<void> problem;
+  const auto ours = [&] {
+    if (auto done = together->advance(bench.steps); !done) problem = std::move(done);
+  };
+  std::uint64_t position = 0;
+  at::Tensor batch = at::empty({static_cast<std::int64_t>(bench.batch), d_in}, at::kFloat);
+  const auto baseline = [&] {
+    for (const auto& one : separate)
+      if (auto done = one->advance(bench.steps); !done) problem = std::move(done);
+    if (plain.empty()) return;
+    at::set_num_threads(static_cast<int>(pool.threads()));
+    for (AutogradSae& one : plain) {
+      for (std::uint64_t step = 0; step < bench.steps; ++step) {
+        if (auto read = stream.read(position, bench.batch, batch.mutable_data_ptr<float>()); !read)
+          problem = std::move(read);
+        position += bench.batch;
+        one.train_step(batch);
+      }
+    }
+    at::set_num_threads(1);
+  };
+  const auto units = static_cast<double>(bench.saes * bench.steps * bench.batch);
+  const Rates rates = compare(bench.rounds, units, ours, baseline);
+  if (!problem) return fail(problem.error());
+  const char* name = autograd ? "LibTorch operators and autograd" : "separate runs";
+  return Json{{"sae_tokens_per_s", rates.ours},
+              {"baseline", {{"name", name}, {"sae_tokens_per_s", rates.baseline}}},
+              {"ratio", rates.ours / rates.baseline},
+              {"arch", bench.arch},
+              {"n", bench.saes},
+              {"d_in", bench.d_in},
+              {"d_sae", bench.d_sae},
+              {"k", spec.k ? Json(*spec.k) : Json(nullptr)},
+              {"l1", spec.l1 ? Json(*spec.l1) : Json(nullptr)},
+              {"batch", bench.batch},
+              {"precision", bench.precision},
+              {"deterministic", true},
+              {"threads", pool.threads()},
+              {"steps", bench.steps},
+              {"rounds", bench.rounds},
+              {"versions", versions()}};
+}
+
+}  // namespace saesweep::worker

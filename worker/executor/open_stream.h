@@ -1,0 +1,31 @@
+// The activation stream of a run, through the agent's cache where there is one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/result.h"
+#include "sweeps/spec.h"
+#include "worker/activations/cached_stream.h"
+#include "worker/executor/run_tools.h"
+
+namespace saesweep::worker {
+
+// Model and documents of a stream, as EvaluationInputs has them: either the first two or the last.
+struct StreamSources {
+  std::shared_ptr<const Transformer> model;
+  std::shared_ptr<const TokenDocuments> tokens;
+  std::shared_ptr<const ActivationDocuments> activations;
+  const Documents& documents() const;
+};
+// Errors: those of loading; kInvalidArgument for a source that this version does not know.
+Result<StreamSources> open_sources(const sweeps::StreamSpec& spec, const RunTools& tools);
+
+// `cache_bytes` 0: every chunk is harvested each time it is needed. A cache that fails never fails
+// the stream.
+Result<std::unique_ptr<CachedStream>> open_stream(const sweeps::StreamSpec& spec,
+                                                  const StreamSources& sources,
+                                                  std::uint64_t cache_bytes, const RunTools& tools,
+                                                  StreamEvents events);
+
+}  // namespace saesweep::worker

@@ -1,0 +1,298 @@
+// A run of train tasks: the trials of one stream side by side.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/json.h"
+#include "core/log.h"
+#include "worker/executor/checkpoint_folder.h"
+#include "worker/executor/held_out_rows.h"
+#include "worker/executor/open_stream.h"
+#include "worker/executor/run_tools.h"
+#include "worker/sae/sae.h"
+#include "worker/training/cohort.h"
+#include "worker/training/sae_trainer.h"
+
+namespace saesweep::worker {
+namespace {
+
+constexpr double kDefaultCheckpointEvery = 60;  // seconds
+// Enough for a threshold: the quantile of this many rows moves by less than one in a thousand.
+constexpr std::uint64_t kCalibrationRows = std::uint64_t{1} << 16;
+
+struct Student {
+  const protocol::Member* wire;
+  sweeps::TrialSpec spec;
+  CheckpointFolder checkpoints;
+  std::optional<StepReport> last;
+  std::uint64_t step = 0;
+};
+
+// Trials of one stream. Its functions answer for the members they end.
+class TrainRun {
+ public:
+  TrainRun(RunReport& report, const RunTools& tools, std::vector<Student> students)
+      : report_(report), tools_(tools) {
+    for (Student& student : students) students_.emplace(student.wire->task(), std::move(student));
+  }
+
+  void run() {
+    auto opened = open();
+    while (!opened && report_.is_asked()) {
+      answer_requests();
+      if (all_answered()) return;
+      opened = open();
+    }
+    if (!opened) return give_up_all(opened.error());
+    Cohort cohort(*stream_, tools_.pool);
+    cohort_ = &cohort;
+    for (auto& [task, student] : students_)
+      if (report_.is_open(*student.wire)) join(student);
+    last_checkpoint_ = tools_.clock.now();
+    while (!cohort.empty()) {
+      answer_requests();
+      finish_those_at_the_end();
+      if (cohort.empty()) break;
+      auto outcomes = cohort.advance();
+      if (!outcomes) {
+        if (outcomes.error().code == ErrorCode::kUnavailable && report_.is_asked()) continue;
+        give_up_all(outcomes.error());
+        break;
+      }
+      for (auto& outcome : *outcomes) note(outcome);
+      write_checkpoints_if_due();
+      tell_progress();
+    }
+    cohort_ = nullptr;
+  }
+
+ private:
+  const sweeps::StreamSpec& stream_spec() const { return students_.begin()->second.spec.stream; }
+
+  Result<void> open() {
+    SAE_TRY(sources_, open_sources(stream_spec(), tools_));
+    StreamEvents events;
+    events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
+    events.loading = [this](std::uint64_t done, std::uint64_t total) {
+      report_.progress("harvest", done, total);
+    };
+    events.stop = [this] { return report_.is_asked(); };
+    SAE_TRY(stream_, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
+                                 std::move(events)));
+    return {};
+  }
+
+  void join(Student& student) {
+    auto trainer = make_trainer(student);
+    if (!trainer) return report_.give_up(*student.wire, trainer.error());
+    student.step = (*trainer)->step();
+    cohort_->add(student.wire->task(), std::move(*trainer));
+  }
+
+  Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
+    const auto create = [&] {
+      return SaeTrainer::create(student.spec.training, stream_->d_in(), stream_->norm_factor(),
+                                tools_.pool);
+    };
+    for (const auto& directory : student.checkpoints.to_restore()) {
+      SAE_TRY(auto trainer, create());
+      const auto restored = trainer->restore(directory);
+      if (restored) {
+        log::info("train.resumed task={} step={}", student.wire->task(), trainer->step());
+        student.checkpoints.went_on_from(trainer->step());
+        return trainer;
+      }
+      if (restored.error().code == ErrorCode::kResourceExhausted) return fail(restored.error());
+      log::warn("checkpoint.unusable path={} problem={}", directory.string(),
+                restored.error().message);
+    }
+    if (student.wire->has_resume())
+      log::warn("train.from_the_beginning task={}", student.wire->task());
+    return create();
+  }
+
+  void note(Cohort::Outcome& outcome) {
+    Student& student = students_.at(outcome.name);
+    if (!outcome.report) {
+      cohort_->remove(outcome.name);
+      return report_.give_up(*student.wire, outcome.report.error());
+    }
+    student.last = *outcome.report;
+    student.step = outcome.report->step;
+    report_.count_trained(student.spec.training.batch);
+  }
+
+  void finish_those_at_the_end() {
+    for (const std::string& task : cohort_->names()) {
+      if (!cohort_->find(task)->finished()) continue;
+      Student& student = students_.at(task);
+      auto trainer = cohort_->remove(task);
+      if (trainer->needs_threshold()) {
+        const auto rows = held_out_rows();
+        if (!rows && rows.error().code == ErrorCode::kUnavailable && report_.is_asked()) {
+          cohort_->add(task, std::move(trainer));  // first what is asked, then this again
+          return;
+        }
+        if (!rows) {
+          report_.give_up(*student.wire, rows.error());
+          continue;
+        }
+        trainer->calibrate_threshold(*rows);
+      }
+      deliver(student, *trainer);
+    }
+  }
+
+  void deliver(const Student& student, const SaeTrainer& trainer) {
+    Json config = trainer.config();
+    const auto& stream = student.spec.stream;
+    config["hook"] = stream.hook;
+    config["model_digest"] = stream.model ? Json(stream.model->digest) : Json(nullptr);
+    config["trial"] = student.spec.identity().hex();
+    protocol::TaskResult result;
+    const auto put = [&](const char* name, const std::string& bytes) -> Result<void> {
+      SAE_TRY(*result.add_artifacts(), tools_.artifacts.put(name, bytes));
+      return {};
+    };
+    auto kept = put("sae.safetensors", serialize_sae(trainer.sae()));
+    if (kept) kept = put("config.json", pretty_json(config));
+    if (kept) kept = put("curve.csv", trainer.curve_csv());
+    if (!kept) return report_.give_up(*student.wire, kept.error(), RunReport::During::kDisk);
+    result.set_outcome(protocol::OUTCOME_DONE);
+    result.set_summary(canonical_json(trainer.summary()));
+    report_.finish(*student.wire, std::move(result));
+  }
+
+  // Rows no trial was trained on, as the trials see rows; rows of the stream if none are held out.
+  Result<at::Tensor> held_out_rows() {
+    if (!calibration_rows_.defined()) {
+      SAE_TRY(calibration_rows_, rows_for_calibration(stream_spec(), sources_, *stream_,
+                                                      kCalibrationRows, tools_.pool));
+    }
+    return calibration_rows_;
+  }
+
+  Result<void> write_checkpoint(Student& student, const char* reason) {
+    const SaeTrainer* trainer = cohort_ == nullptr ? nullptr : cohort_->find(student.wire->task());
+    if (trainer == nullptr || trainer->step() == student.checkpoints.last_step()) return {};
+    const auto written = student.checkpoints.write(
+        trainer->step(), trainer->position(),
+        [&](const std::filesystem::path& directory) { return trainer->save(directory); });
+    if (!written) return fail(written.error());
+    report_.checkpointed(*student.wire, *written, reason);
+    return {};
+  }
+
+  void write_checkpoints_if_due() {
+    const double every = report_.run().checkpoint_every_s() > 0 ? report_.run().checkpoint_every_s()
+                                                                : kDefaultCheckpointEvery;
+    if (tools_.clock.now() - last_checkpoint_ < std::chrono::duration<double>(every)) return;
+    for (const std::string& task : cohort_->names()) {
+      if (cohort_->find(task)->finished()) continue;  // its result is next
+      Student& student = students_.at(task);
+      if (const auto written = write_checkpoint(student, "interval"); !written) {
+        cohort_->remove(task);
+        report_.give_up(*student.wire, written.error(), RunReport::During::kDisk);
+      }
+    }
+    last_checkpoint_ = tools_.clock.now();
+  }
+
+  void answer_requests() {
+    report_.answer_requests([this](const protocol::Member& member, bool pause) {
+      const auto found = students_.find(member.task());
+      if (found == students_.end()) return;  // of a stream whose turn has not come
+      if (pause) {
+        // Without a new checkpoint the one before still stands.
+        if (const auto written = write_checkpoint(found->second, "pause"); !written)
+          log::warn("checkpoint.not_written task={} problem={}", member.task(),
+                    written.error().message);
+      }
+      if (cohort_ != nullptr) cohort_->remove(member.task());
+    });
+  }
+
+  void tell_progress() {
+    if (!report_.progress_is_due()) return;
+    std::uint64_t done = 0, total = 0;
+    std::vector<protocol::MemberProgress> members;
+    for (const auto& [task, student] : students_) {
+      const auto& training = student.spec.training;
+      done += student.step * training.batch;
+      total += training.steps() * training.batch;
+      if (!report_.is_open(*student.wire)) continue;
+      protocol::MemberProgress member;
+      member.set_task(task);
+      member.set_fence(student.wire->fence());
+      member.set_step(student.step);
+      member.set_steps(training.steps());
+      member.set_tokens(student.step * training.batch);
+      if (student.last) {
+        auto& metrics = *member.mutable_metrics();
+        metrics["loss"] = student.last->loss;
+        metrics["fve"] = student.last->fve;
+        metrics["l0"] = student.last->l0;
+      }
+      members.push_back(std::move(member));
+    }
+    report_.progress("train", done, total, std::move(members));
+  }
+
+  bool all_answered() const {
+    return std::ranges::none_of(
+        students_, [this](const auto& entry) { return report_.is_open(*entry.second.wire); });
+  }
+
+  void give_up_all(const Error& error) {
+    for (const auto& [task, student] : students_) report_.give_up(*student.wire, error);
+  }
+
+  RunReport& report_;
+  const RunTools& tools_;
+  std::map<std::string, Student> students_;  // by task
+  StreamSources sources_;
+  std::unique_ptr<CachedStream> stream_;
+  Cohort* cohort_ = nullptr;  // while run() has one
+  at::Tensor calibration_rows_;
+  TimePoint last_checkpoint_{};
+};
+
+Result<sweeps::TrialSpec> read_spec(const protocol::Member& member) {
+  SAE_TRY(const Json json, parse_json(member.spec()));
+  return sweeps::TrialSpec::from_json(json);
+}
+
+}  // namespace
+
+void train(RunReport& report, const RunTools& tools) {
+  // The scheduler puts trials of one stream into a run; should it ever mix them, they take turns.
+  std::vector<std::vector<Student>> by_stream;
+  for (const protocol::Member* member : report.open_members()) {
+    auto spec = read_spec(*member);
+    if (!spec) {
+      report.give_up(*member, spec.error());
+      continue;
+    }
+    Student student{member, std::move(*spec), CheckpointFolder(tools.state, *member), {}, 0};
+    const auto same = std::ranges::find_if(by_stream, [&](const std::vector<Student>& group) {
+      return group.front().spec.stream == student.spec.stream;
+    });
+    if (same != by_stream.end())
+      same->push_back(std::move(student));
+    else
+      by_stream.emplace_back().push_back(std::move(student));
+  }
+  for (auto& group : by_stream) {
+    std::erase_if(group, [&](const Student& one) { return !report.is_open(*one.wire); });
+    if (!group.empty()) TrainRun(report, tools, std::move(group)).run();
+  }
+}
+
+}  // namespace saesweep::worker
