@@ -30,8 +30,8 @@ struct StepReport {
   double fve = 0;            // of this batch
   double l0 = 0;             // mean non-zero features a row
   double dead_fraction = 0;
-  double grad_norm = 0;      // before clipping
-  bool applied = true;       // false: not finite, the step was skipped
+  double grad_norm = 0;  // before clipping
+  bool applied = true;   // false: not finite, the step was skipped
 };
 
 class SaeTrainer {
@@ -55,23 +55,23 @@ class SaeTrainer {
   // step); kResourceExhausted (memory).
   virtual Result<StepReport> train_step(const at::Tensor& x) = 0;
 
-  // A full-state checkpoint in `directory` (which it creates, whole or absent): weights.safetensors,
-  // optim.safetensors, manifest.json with the SHA-256 of both.
-  // Errors: kResourceExhausted (disk); kUnavailable.
+  // A full-state checkpoint in `directory` (which it creates, whole or absent):
+  // weights.safetensors, optim.safetensors, manifest.json with the SHA-256 of both. Errors:
+  // kResourceExhausted (disk); kUnavailable.
   virtual Result<void> save(const std::filesystem::path& directory) const = 0;
   // Errors: kNotFound; kCorrupted; kInvalidArgument if it is of another spec.
   virtual Result<void> restore(const std::filesystem::path& directory) = 0;
 
-  // The dictionary as others use it: norm factor folded in, decoder norms folded in where that keeps
-  // the function (training.md A.2.4, A.2.5 as public sources have it).
+  // The dictionary as others use it: norm factor folded in, decoder norms folded in where that
+  // keeps the function (training.md A.2.4, A.2.5 as public sources have it).
   virtual Sae sae() const = 0;
   // BatchTopK without a threshold yet: sets it so that held-out rows [n, d_in] (normalised, as
   // trained on) have the training L0 on average, and returns true. Others: false.
   virtual bool calibrate_threshold(const at::Tensor& held_out) = 0;
   virtual bool needs_threshold() const = 0;
 
-  // config.json's keys that the trainer knows: architecture, parameters, recipe, recipe_hash, tokens,
-  // apply_b_dec_to_input, normalization_factor, threshold_calibrated.
+  // config.json's keys that the trainer knows: architecture, parameters, recipe, recipe_hash,
+  // tokens, apply_b_dec_to_input, normalization_factor, threshold_calibrated.
   virtual Json config() const = 0;
   // curve.csv: step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm; about 200 points, no times.
   virtual std::string curve_csv() const = 0;

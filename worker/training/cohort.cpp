@@ -1,0 +1,95 @@
+#include "worker/training/cohort.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <new>
+
+#include "core/check.h"
+
+namespace saesweep::worker {
+
+struct Cohort::State {
+  RowStream* stream;
+  struct Member {
+    std::string name;
+    std::unique_ptr<SaeTrainer> trainer;
+  };
+  std::vector<Member> members;
+  at::Tensor batch;                    // [rows, d_in], the rows read last
+  std::uint64_t first = 0, count = 0;  // of them
+
+  Result<void> read(std::uint64_t from, std::uint64_t rows) {
+    if (count == rows && first == from) return {};
+    count = 0;
+    const auto height = static_cast<std::int64_t>(rows);
+    if (!batch.defined() || batch.size(0) != height)
+      batch = at::empty({height, stream->d_in()}, at::kFloat);
+    SAE_TRY_VOID(stream->read(from, rows, batch.mutable_data_ptr<float>()));
+    first = from;
+    count = rows;
+    return {};
+  }
+};
+
+Cohort::Cohort(RowStream& stream, ThreadPool&) : state_(std::make_unique<State>()) {
+  state_->stream = &stream;
+}
+Cohort::~Cohort() = default;
+
+void Cohort::add(std::string name, std::unique_ptr<SaeTrainer> trainer) {
+  SAE_CHECK(find(name) == nullptr, "{} joined twice", name);
+  state_->members.push_back({std::move(name), std::move(trainer)});
+}
+
+std::unique_ptr<SaeTrainer> Cohort::remove(const std::string& name) {
+  const auto found = std::find_if(state_->members.begin(), state_->members.end(),
+                                  [&](const auto& member) { return member.name == name; });
+  if (found == state_->members.end()) return nullptr;
+  auto trainer = std::move(found->trainer);
+  state_->members.erase(found);
+  return trainer;
+}
+
+bool Cohort::empty() const { return state_->members.empty(); }
+
+SaeTrainer* Cohort::find(const std::string& name) {
+  for (auto& member : state_->members)
+    if (member.name == name) return member.trainer.get();
+  return nullptr;
+}
+
+std::vector<std::string> Cohort::names() const {
+  std::vector<std::string> names;
+  for (const auto& member : state_->members) names.push_back(member.name);
+  return names;
+}
+
+Result<std::vector<Cohort::Outcome>> Cohort::advance() {
+  const SaeTrainer* last = nullptr;  // furthest behind
+  for (const auto& member : state_->members)
+    if (!member.trainer->finished() &&
+        (last == nullptr || member.trainer->position() < last->position()))
+      last = member.trainer.get();
+  std::vector<Outcome> outcomes;
+  if (last == nullptr) return outcomes;
+  const std::uint64_t position = last->position(), rows = last->spec().batch;
+  SAE_TRY_VOID(state_->read(position, rows));
+  for (auto& member : state_->members) {
+    SaeTrainer& trainer = *member.trainer;
+    if (trainer.finished() || trainer.position() != position || trainer.spec().batch != rows)
+      continue;
+    try {
+      outcomes.push_back({member.name, trainer.train_step(state_->batch)});
+    } catch (const std::bad_alloc&) {
+      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted,
+                                            "out of memory in step {}", trainer.step())});
+    } catch (const c10::Error& error) {
+      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted, "step {}: {}",
+                                            trainer.step(), error.what_without_backtrace())});
+    }
+  }
+  return outcomes;
+}
+
+}  // namespace saesweep::worker

@@ -1,0 +1,120 @@
+#include "worker/training/kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+// One source, compiled for several instruction sets and chosen at start: the same kind of machine
+// gives the same bytes. Sanitizers do not get along with the choice, which happens before they
+// start.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
+#define SAE_VECTOR_CLONES \
+  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define SAE_VECTOR_CLONES
+#endif
+
+namespace saesweep::worker::kernels {
+namespace {
+
+constexpr std::int64_t kLanes = 16;  // partial sums kept apart, added at the end in order
+
+}  // namespace
+
+SAE_VECTOR_CLONES void axpy(float a, const float* __restrict x, float* __restrict y,
+                            std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+}
+
+SAE_VECTOR_CLONES float dot(const float* __restrict x, const float* __restrict y, std::int64_t n) {
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * y[i + lane];
+  float sum = 0;
+  for (; i < n; ++i) sum += x[i] * y[i];
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+SAE_VECTOR_CLONES double sum_of_squares(const float* __restrict x, std::int64_t n) {
+  double lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+      const auto value = static_cast<double>(x[i + lane]);
+      lanes[lane] += value * value;
+    }
+  double sum = 0;
+  for (; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+SAE_VECTOR_CLONES bool all_finite(const float* __restrict x, std::int64_t n) {
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * 0.0F;
+  float sum = 0;
+  for (; i < n; ++i) sum += x[i] * 0.0F;
+  for (const float lane : lanes) sum += lane;
+  return sum == 0;  // infinities and NaN times 0 are NaN
+}
+
+SAE_VECTOR_CLONES void collect_above(const float* __restrict z, std::int64_t n, float threshold,
+                                     std::vector<Code>& out) {
+  constexpr std::int64_t kBlock = 64;
+  std::int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    // Most blocks hold nothing: one comparison of the largest tells.
+    float largest = z[i];
+    for (std::int64_t j = 1; j < kBlock; ++j) largest = z[i + j] > largest ? z[i + j] : largest;
+    if (!(largest > threshold)) continue;
+    for (std::int64_t j = 0; j < kBlock; ++j)
+      if (z[i + j] > threshold) out.push_back({static_cast<std::int32_t>(i + j), z[i + j]});
+  }
+  for (; i < n; ++i)
+    if (z[i] > threshold) out.push_back({static_cast<std::int32_t>(i), z[i]});
+}
+
+void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
+                  std::vector<Code>& scratch, std::vector<Code>& out) {
+  scratch.clear();
+  collect_above(z, n, hint > 0 ? hint : 0.0F, scratch);
+  if (static_cast<std::int64_t>(scratch.size()) < k && hint > 0) {
+    scratch.clear();
+    collect_above(z, n, 0.0F, scratch);
+  }
+  if (static_cast<std::int64_t>(scratch.size()) > k) {
+    const auto better = [](const Code& a, const Code& b) {
+      return a.value > b.value || (a.value == b.value && a.latent < b.latent);
+    };
+    std::nth_element(scratch.begin(), scratch.begin() + (k - 1), scratch.end(), better);
+    hint = 0.8F * scratch[static_cast<std::size_t>(k - 1)].value;
+    scratch.resize(static_cast<std::size_t>(k));
+    std::sort(scratch.begin(), scratch.end(),
+              [](const Code& a, const Code& b) { return a.latent < b.latent; });
+  } else {
+    hint = 0;
+  }
+  out.insert(out.end(), scratch.begin(), scratch.end());
+}
+
+SAE_VECTOR_CLONES void adam(const AdamStep& step, const float* __restrict gradient,
+                            float* __restrict weight, float* __restrict first,
+                            float* __restrict second, std::int64_t n) {
+  const float rate = step.rate * step.correction1, root = std::sqrt(step.correction2);
+  const float beta1 = step.beta1, beta2 = step.beta2, epsilon = step.epsilon, scale = step.scale;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float g = gradient[i] * scale;
+    const float m = beta1 * first[i] + (1 - beta1) * g;
+    const float v = beta2 * second[i] + (1 - beta2) * g * g;
+    first[i] = m;
+    second[i] = v;
+    weight[i] -= rate * m / (std::sqrt(v) * root + epsilon);
+  }
+}
+
+}  // namespace saesweep::worker::kernels

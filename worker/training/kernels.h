@@ -1,0 +1,40 @@
+// The inner loops of training on plain floats. Each sums in one fixed order, so that its bytes
+// depend on its arguments alone.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace saesweep::worker::kernels {
+
+// y += a * x
+void axpy(float a, const float* x, float* y, std::int64_t n);
+float dot(const float* x, const float* y, std::int64_t n);
+double sum_of_squares(const float* x, std::int64_t n);
+
+bool all_finite(const float* x, std::int64_t n);
+
+struct Code {
+  std::int32_t latent;
+  float value;
+};
+
+// Appends the entries of z[0..n) above `threshold`, in order of index.
+void collect_above(const float* z, std::int64_t n, float threshold, std::vector<Code>& out);
+
+// The k largest positive entries of z, ties to the lowest index, in order of index. `hint` guesses
+// the k-th value: it changes the speed and never the result; updated for the next row.
+void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
+                  std::vector<Code>& scratch, std::vector<Code>& out);
+
+struct AdamStep {
+  float rate, beta1, beta2, epsilon;
+  float correction1, correction2;  // 1 / (1 - beta^t)
+  float scale;                     // of the gradient: the clip factor
+};
+// Adam as in Kingma & Ba (2015), bias corrections as torch.optim.Adam applies them.
+void adam(const AdamStep& step, const float* gradient, float* weight, float* first, float* second,
+          std::int64_t n);
+
+}  // namespace saesweep::worker::kernels

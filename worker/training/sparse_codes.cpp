@@ -1,0 +1,66 @@
+#include "worker/training/sparse_codes.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "core/check.h"
+
+namespace saesweep::worker {
+
+void SparseCodes::assign(const std::vector<std::int64_t>& counts,
+                         const std::vector<std::vector<kernels::Code>>& tiles) {
+  row_begin.resize(counts.size() + 1);
+  row_begin[0] = 0;
+  for (std::size_t row = 0; row < counts.size(); ++row)
+    row_begin[row + 1] = row_begin[row] + counts[row];
+  entries.clear();
+  entries.reserve(static_cast<std::size_t>(row_begin.back()));
+  for (const auto& tile : tiles) entries.insert(entries.end(), tile.begin(), tile.end());
+  SAE_CHECK(entries.size() == static_cast<std::size_t>(row_begin.back()), "{} entries of {}",
+            entries.size(), row_begin.back());
+}
+
+float SparseCodes::keep_largest(std::size_t wanted) {
+  SAE_CHECK(wanted >= 1 && wanted < entries.size(), "{} of {}", wanted, entries.size());
+  std::vector<float> values;
+  values.reserve(entries.size());
+  for (const auto& code : entries) values.push_back(code.value);
+  const auto nth = values.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
+  std::nth_element(values.begin(), nth, values.end(), std::greater<>());
+  const float smallest = *nth;
+  const auto above = static_cast<std::size_t>(
+      std::count_if(values.begin(), nth, [smallest](float v) { return v > smallest; }));
+  std::size_t ties = wanted - above;
+  std::size_t kept = 0;
+  for (std::int64_t row = 0; row < rows(); ++row) {
+    const std::int64_t first = begin(row), last = end(row);
+    row_begin[static_cast<std::size_t>(row)] = static_cast<std::int64_t>(kept);
+    for (std::int64_t at = first; at < last; ++at) {
+      const kernels::Code code = entries[static_cast<std::size_t>(at)];
+      if (code.value < smallest) continue;
+      if (code.value == smallest) {
+        if (ties == 0) continue;
+        --ties;
+      }
+      entries[kept++] = code;
+    }
+  }
+  row_begin.back() = static_cast<std::int64_t>(kept);
+  entries.resize(kept);
+  return smallest;
+}
+
+LatentIndex::LatentIndex(const SparseCodes& codes, std::int64_t latents)
+    : begin_(static_cast<std::size_t>(latents) + 1, 0), items_(codes.entries.size()) {
+  for (const auto& code : codes.entries) ++begin_[static_cast<std::size_t>(code.latent) + 1];
+  for (std::size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
+  std::vector<std::int64_t> next(begin_.begin(), begin_.end() - 1);
+  for (std::int64_t row = 0; row < codes.rows(); ++row)
+    for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
+      const auto latent =
+          static_cast<std::size_t>(codes.entries[static_cast<std::size_t>(at)].latent);
+      items_[static_cast<std::size_t>(next[latent]++)] = {row, at};
+    }
+}
+
+}  // namespace saesweep::worker

@@ -1,0 +1,390 @@
+// The TopK family: only the largest activations are kept, of each row (topk) or of the whole batch
+// (batchtopk), and latents that have long been silent learn to explain what is left (AuxK).
+// As dictionary_learning trains them (Gao et al. 2024; Bussmann et al. 2024).
+//
+// Only kept activations are decoded and differentiated: after the encoder's product nothing of size
+// [batch, d_sae] is touched.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "worker/training/kernels.h"
+#include "worker/training/sparse_codes.h"
+#include "worker/training/trainer_base.h"
+
+namespace saesweep::worker {
+namespace {
+
+using kernels::Code;
+
+class TopKTrainer final : public TrainerBase {
+ public:
+  TopKTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+              ThreadPool& pool)
+      : TrainerBase(spec, d_in, norm_factor, pool, DecoderNorm::kUnitEpsilon, 1.0F),
+        over_batch_(spec.architecture == sweeps::Architecture::kBatchTopK),
+        k_(static_cast<std::int64_t>(spec.k.value_or(1))) {}
+
+  bool calibrate_threshold(const at::Tensor& held_out) override;
+  bool needs_threshold() const override { return over_batch_ && threshold_ < 0; }
+  Json config() const override;
+
+ private:
+  PassSums pass(const at::Tensor& x) override;
+  void keep_bookkeeping() override { threshold_ = next_threshold_; }
+  void before_first_step(const at::Tensor& x) override {
+    parameters_.b_dec.copy_(geometric_median(x));
+  }
+  Json state() const override { return {{"threshold", threshold_}, {"calibrated", calibrated_}}; }
+  Result<void> set_state(const Json& json) override;
+  void finish_sae(Sae& sae) const override;
+  // Ranking changes with the norms, so they are not folded; they are 1.
+  bool folds_decoder_norms() const override { return false; }
+
+  // Selected codes of the batch; false: a pre-activation was not finite.
+  bool encode(const at::Tensor& x, at::Tensor& x_centred, SparseCodes& codes);
+  // All entries above `threshold`, by rows.
+  bool candidates(const at::Tensor& x, at::Tensor& x_centred, float threshold, SparseCodes& codes);
+  double smallest_selected(const SparseCodes& codes) const;
+  double auxiliary(const at::Tensor& x_centred, const at::Tensor& error, SparseCodes& codes,
+                   at::Tensor& gradient);
+  // Decodes and differentiates: d_codes are the gradients of the pre-activations.
+  void weight_gradients(const SparseCodes& codes, const std::vector<float>& d_codes,
+                        const at::Tensor& gradient, const at::Tensor& x_centred, bool add);
+
+  bool over_batch_;
+  std::int64_t k_;
+  double threshold_ = -1, next_threshold_ = -1;  // moving average; -1: not yet
+  bool calibrated_ = false;
+  float batch_hint_ = 0;  // of the last k * batch-th value: speed only
+};
+
+bool TopKTrainer::candidates(const at::Tensor& x, at::Tensor& x_centred, float threshold,
+                             SparseCodes& codes) {
+  const std::int64_t width = d_sae();
+  std::vector<std::vector<Code>> found(static_cast<std::size_t>(tiles()));
+  std::vector<char> finite(static_cast<std::size_t>(tiles()), 1);
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(batch()), 0);
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    auto& out = found[static_cast<std::size_t>(index)];
+    at::Tensor rows = x_centred.narrow(0, first, count);
+    rows.copy_(centred(x, first, count));
+    at::Tensor z = product(rows, parameters_.w_enc.t());  // [count, d_sae]
+    z.add_(parameters_.b_enc);
+    const float* values = z.const_data_ptr<float>();
+    if (!kernels::all_finite(values, count * width)) finite[static_cast<std::size_t>(index)] = 0;
+    std::vector<Code> scratch;
+    float hint = 0;
+    for (std::int64_t row = 0; row < count; ++row) {
+      const std::size_t before = out.size();
+      if (over_batch_)
+        kernels::collect_above(values + row * width, width, threshold, out);
+      else
+        kernels::select_top_k(values + row * width, width, k_, hint, scratch, out);
+      counts[static_cast<std::size_t>(first + row)] =
+          static_cast<std::int64_t>(out.size() - before);
+    }
+  });
+  codes.assign(counts, found);
+  return std::all_of(finite.begin(), finite.end(), [](char c) { return c != 0; });
+}
+
+bool TopKTrainer::encode(const at::Tensor& x, at::Tensor& x_centred, SparseCodes& codes) {
+  bool finite = candidates(x, x_centred, over_batch_ ? batch_hint_ : 0.0F, codes);
+  if (!over_batch_) return finite;
+  const auto wanted = static_cast<std::size_t>(k_ * batch());
+  if (codes.entries.size() < wanted && batch_hint_ > 0) finite = candidates(x, x_centred, 0, codes);
+  if (codes.entries.size() > wanted) batch_hint_ = 0.8F * codes.keep_largest(wanted);
+  return finite;
+}
+
+double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
+  constexpr float kNone = std::numeric_limits<float>::infinity();
+  double sum = 0;
+  std::int64_t rows = 0;
+  float smallest = kNone;
+  for (std::int64_t row = 0; row < batch(); ++row) {
+    float of_row = kNone;
+    for (std::int64_t e = codes.begin(row); e < codes.end(row); ++e)
+      of_row = std::min(of_row, codes.entries[static_cast<std::size_t>(e)].value);
+    smallest = std::min(smallest, of_row);
+    if (of_row == kNone) continue;
+    sum += of_row;
+    ++rows;
+  }
+  if (over_batch_) return smallest == kNone ? 0 : smallest;
+  return rows == 0 ? 0 : sum / static_cast<double>(rows);
+}
+
+void TopKTrainer::weight_gradients(const SparseCodes& codes, const std::vector<float>& d_codes,
+                                   const at::Tensor& gradient, const at::Tensor& x_centred,
+                                   bool add) {
+  const std::int64_t d = d_in();
+  const LatentIndex index(codes, d_sae());
+  const float* g = gradient.const_data_ptr<float>();
+  const float* x = x_centred.const_data_ptr<float>();
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      float* d_dec = gradients_.w_dec.mutable_data_ptr<float>() + latent * d;
+      float* d_enc = gradients_.w_enc.mutable_data_ptr<float>() + latent * d;
+      float& d_bias = gradients_.b_enc.mutable_data_ptr<float>()[latent];
+      if (!add) {
+        std::fill(d_dec, d_dec + d, 0.0F);
+        std::fill(d_enc, d_enc + d, 0.0F);
+        d_bias = 0;
+      }
+      double bias = 0;
+      for (std::int64_t at = index.begin(latent); at < index.end(latent); ++at) {
+        const auto [row, entry] = index.entry(at);
+        const auto e = static_cast<std::size_t>(entry);
+        kernels::axpy(codes.entries[e].value, g + row * d, d_dec, d);
+        if (d_codes[e] != 0) kernels::axpy(d_codes[e], x + row * d, d_enc, d);
+        bias += d_codes[e];
+      }
+      d_bias += static_cast<float>(bias);
+    }
+  });
+}
+
+PassSums TopKTrainer::pass(const at::Tensor& x) {
+  const std::int64_t d = d_in(), rows = batch();
+  const double inverse_rows = 1.0 / static_cast<double>(rows);
+  at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
+  SparseCodes codes;
+  PassSums result;
+  result.finite = encode(x, x_centred, codes);
+
+  at::Tensor error = at::empty({rows, d}, at::kFloat);  // x_hat - x
+  at::Tensor gradient = at::empty({rows, d}, at::kFloat);
+  std::vector<float> d_codes(codes.entries.size());
+  struct Sums {
+    double squared_error = 0;
+    std::vector<double> g_columns;
+  };
+  std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
+  const float* decoder = parameters_.w_dec.const_data_ptr<float>();
+  const float* bias = parameters_.b_dec.const_data_ptr<float>();
+  const float* values = x.const_data_ptr<float>();
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    Sums& sum = sums[static_cast<std::size_t>(index)];
+    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    const auto factor = static_cast<float>(2 * inverse_rows);
+    for (std::int64_t row = first; row < first + count; ++row) {
+      float* e = error.mutable_data_ptr<float>() + row * d;
+      float* g = gradient.mutable_data_ptr<float>() + row * d;
+      std::copy(bias, bias + d, e);
+      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
+        const Code& code = codes.entries[static_cast<std::size_t>(at)];
+        kernels::axpy(code.value, decoder + code.latent * d, e, d);
+      }
+      kernels::axpy(-1, values + row * d, e, d);
+      sum.squared_error += kernels::sum_of_squares(e, d);
+      for (std::int64_t j = 0; j < d; ++j) {
+        g[j] = e[j] * factor;
+        sum.g_columns[static_cast<std::size_t>(j)] += g[j];
+      }
+      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
+        d_codes[static_cast<std::size_t>(at)] =
+            kernels::dot(g, decoder + codes.entries[static_cast<std::size_t>(at)].latent * d, d);
+    }
+  });
+  weight_gradients(codes, d_codes, gradient, x_centred, /*add=*/false);
+
+  std::vector<char> fired(static_cast<std::size_t>(d_sae()), 0);
+  for (const Code& code : codes.entries) fired[static_cast<std::size_t>(code.latent)] = 1;
+  next_silence_ = advance_silence(fired);
+  next_threshold_ = threshold_;
+  if (step_ > spec_.threshold_start_step) {
+    const double smallest = smallest_selected(codes);
+    next_threshold_ =
+        threshold_ < 0 ? smallest
+                       : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
+  }
+  result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
+  double squared_error = 0;
+  std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
+  for (const Sums& sum : sums) {
+    squared_error += sum.squared_error;
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
+  }
+  result.reconstruction = squared_error * inverse_rows;
+  result.fve = variance_explained(x, squared_error);
+  if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(x_centred, error, codes, gradient);
+
+  // b_dec is subtracted before the encoder as well.
+  std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(blocks()));
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    auto& through = through_encoder[static_cast<std::size_t>(index)];
+    through.assign(static_cast<std::size_t>(d), 0);
+    const float* encoder = parameters_.w_enc.const_data_ptr<float>();
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      const double pull = gradients_.b_enc.const_data_ptr<float>()[latent];
+      if (pull == 0) continue;
+      for (std::int64_t j = 0; j < d; ++j)
+        through[static_cast<std::size_t>(j)] += pull * encoder[latent * d + j];
+    }
+  });
+  for (const auto& through : through_encoder)
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= through[j];
+  for (std::int64_t j = 0; j < d; ++j)
+    gradients_.b_dec.mutable_data_ptr<float>()[j] =
+        static_cast<float>(b_dec[static_cast<std::size_t>(j)]);
+  return result;
+}
+
+// Dead latents reconstruct the residual: squared error over the residual's own variance (Gao et al.
+// 2024, with dictionary_learning's reductions). Adds to the gradients of the dead rows.
+double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& error,
+                              SparseCodes& codes, at::Tensor& gradient) {
+  const std::int64_t d = d_in(), rows = batch();
+  std::vector<std::int64_t> dead;
+  for (std::size_t i = 0; i < next_silence_.size(); ++i)
+    if (next_silence_[i] >= static_cast<std::int64_t>(spec_.dead_after_tokens))
+      dead.push_back(static_cast<std::int64_t>(i));
+  if (dead.empty()) return 0;
+  const auto dead_count = static_cast<std::int64_t>(dead.size());
+  const auto recipe_k = spec_.aux_k > 0 ? static_cast<std::int64_t>(spec_.aux_k) : d / 2;
+  const std::int64_t aux_k = std::max<std::int64_t>(1, std::min(recipe_k, dead_count));
+
+  // The dead latents' rows, and their pre-activations again.
+  at::Tensor encoder = at::empty({dead_count, d}, at::kFloat);
+  at::Tensor bias = at::empty({dead_count}, at::kFloat);
+  for (std::int64_t i = 0; i < dead_count; ++i) {
+    const std::int64_t latent = dead[static_cast<std::size_t>(i)];
+    const float* row = parameters_.w_enc.const_data_ptr<float>() + latent * d;
+    std::copy(row, row + d, encoder.mutable_data_ptr<float>() + i * d);
+    bias.mutable_data_ptr<float>()[i] = parameters_.b_enc.const_data_ptr<float>()[latent];
+  }
+  std::vector<std::vector<Code>> found(static_cast<std::size_t>(tiles()));
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(rows), 0);
+  std::vector<std::vector<double>> error_columns(static_cast<std::size_t>(tiles()));
+  std::vector<double> error_squares(static_cast<std::size_t>(tiles()), 0);
+  const float* e = error.const_data_ptr<float>();
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    const auto at = static_cast<std::size_t>(index);
+    at::Tensor z = product(x_centred.narrow(0, first, count), encoder.t());
+    z.add_(bias);
+    std::vector<Code> scratch;
+    float hint = 0;
+    error_columns[at].assign(static_cast<std::size_t>(d), 0);
+    for (std::int64_t row = 0; row < count; ++row) {
+      const std::size_t before = found[at].size();
+      kernels::select_top_k(z.const_data_ptr<float>() + row * dead_count, dead_count, aux_k, hint,
+                            scratch, found[at]);
+      for (std::size_t i = before; i < found[at].size(); ++i)
+        found[at][i].latent =
+            static_cast<std::int32_t>(dead[static_cast<std::size_t>(found[at][i].latent)]);
+      counts[static_cast<std::size_t>(first + row)] =
+          static_cast<std::int64_t>(found[at].size() - before);
+      const float* e_row = e + (first + row) * d;
+      error_squares[at] += kernels::sum_of_squares(e_row, d);
+      for (std::int64_t j = 0; j < d; ++j)
+        error_columns[at][static_cast<std::size_t>(j)] += e_row[j];
+    }
+  });
+  // |residual - its mean over the batch|^2, summed over d_in, mean over rows.
+  double variance = 0;
+  for (const double square : error_squares) variance += square;
+  variance /= static_cast<double>(rows);
+  for (std::int64_t j = 0; j < d; ++j) {
+    double mean = 0;
+    for (const auto& columns : error_columns) mean += columns[static_cast<std::size_t>(j)];
+    mean /= static_cast<double>(rows);
+    variance -= mean * mean;
+  }
+  if (!(variance > 0)) return 0;  // 0/0 counts as 0
+
+  codes.assign(counts, found);
+  std::vector<float> d_codes(codes.entries.size());
+  std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
+  const double weight = spec_.aux_k_weight;
+  const auto factor = static_cast<float>(2 * weight / (static_cast<double>(rows) * variance));
+  const float* decoder = parameters_.w_dec.const_data_ptr<float>();
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    for (std::int64_t row = first; row < first + count; ++row) {
+      // What the dead latents miss of the residual x - x_hat.
+      float* g = gradient.mutable_data_ptr<float>() + row * d;
+      std::copy(e + row * d, e + (row + 1) * d, g);
+      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
+        const Code& code = codes.entries[static_cast<std::size_t>(at)];
+        kernels::axpy(code.value, decoder + code.latent * d, g, d);
+      }
+      squares[static_cast<std::size_t>(index)] += kernels::sum_of_squares(g, d);
+      for (std::int64_t j = 0; j < d; ++j) g[j] *= factor;
+      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
+        d_codes[static_cast<std::size_t>(at)] =
+            kernels::dot(g, decoder + codes.entries[static_cast<std::size_t>(at)].latent * d, d);
+    }
+  });
+  weight_gradients(codes, d_codes, gradient, x_centred, /*add=*/true);
+  double square = 0;
+  for (const double tile : squares) square += tile;
+  return weight * square / static_cast<double>(rows) / variance;
+}
+
+bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
+  if (!needs_threshold() || held_out.size(0) == 0) return false;
+  // The k * rows-th largest activation of all held-out rows.
+  std::vector<float> positive;
+  const std::int64_t rows = held_out.size(0);
+  for (std::int64_t first = 0; first < rows; first += kRowsPerTile) {
+    const std::int64_t count = std::min(kRowsPerTile, rows - first);
+    at::Tensor z = product(centred(held_out, first, count), parameters_.w_enc.t());
+    z.add_(parameters_.b_enc);
+    const float* values = z.const_data_ptr<float>();
+    for (std::int64_t i = 0; i < z.numel(); ++i)
+      if (values[i] > 0) positive.push_back(values[i]);
+  }
+  const auto wanted = static_cast<std::size_t>(k_ * rows);
+  threshold_ = 0;
+  if (positive.size() > wanted) {
+    // Strictly above the threshold are then `wanted` values (fewer where values repeat).
+    std::nth_element(positive.begin(), positive.begin() + static_cast<std::ptrdiff_t>(wanted),
+                     positive.end(), std::greater<>());
+    threshold_ = positive[wanted];
+  }
+  calibrated_ = true;
+  return true;
+}
+
+Json TopKTrainer::config() const {
+  Json json = TrainerBase::config();
+  json["threshold_calibrated"] = calibrated_;
+  if (!over_batch_ && threshold_ >= 0) json["threshold"] = threshold_ / norm_factor_;
+  return json;
+}
+
+Result<void> TopKTrainer::set_state(const Json& json) {
+  if (!json.contains("threshold") || !json["threshold"].is_number())
+    return fail(ErrorCode::kCorrupted, "a checkpoint without state.threshold");
+  threshold_ = json["threshold"].get<double>();
+  calibrated_ = json.value("calibrated", false);
+  return {};
+}
+
+void TopKTrainer::finish_sae(Sae& sae) const {
+  if (!over_batch_) {
+    sae.selection = Sae::Selection::kTopK;
+    sae.k = k_;
+    return;
+  }
+  sae.selection = Sae::Selection::kThreshold;
+  sae.threshold = at::full({d_sae()}, std::max(threshold_, 0.0) / norm_factor_, at::kFloat);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
+                                                      std::int64_t d_in, double norm_factor,
+                                                      ThreadPool& pool) {
+  if (!spec.k || *spec.k < 1 || *spec.k > spec.d_sae)
+    return fail(ErrorCode::kInvalidArgument, "k is {}; 1 to d_sae = {} would be right",
+                spec.k.value_or(0), spec.d_sae);
+  auto trainer = std::make_unique<TopKTrainer>(spec, d_in, norm_factor, pool);
+  SAE_TRY_VOID(trainer->initialise());
+  return trainer;
+}
+
+}  // namespace saesweep::worker

@@ -1,0 +1,329 @@
+#include "worker/training/trainer_base.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/check.h"
+#include "core/philox.h"
+#include "sweeps/recipes.h"
+#include "worker/training/kernels.h"
+
+namespace saesweep::worker {
+namespace {
+
+constexpr std::uint64_t kCurvePoints = 200;
+constexpr std::uint64_t kSkipsInARow = 10;
+constexpr std::uint64_t kDefaultDeadAfter = 10'000'000;
+
+SaeTensors zeros(std::int64_t d_sae, std::int64_t d_in) {
+  return {at::zeros({d_sae, d_in}, at::kFloat), at::zeros({d_sae}, at::kFloat),
+          at::zeros({d_sae, d_in}, at::kFloat), at::zeros({d_in}, at::kFloat)};
+}
+
+}  // namespace
+
+TrainerBase::TrainerBase(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+                         ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm)
+    : spec_(spec),
+      d_in_(d_in),
+      norm_factor_(norm_factor),
+      pool_(&pool),
+      parameters_(zeros(d_sae(), d_in)),
+      gradients_(zeros(d_sae(), d_in)),
+      silence_(spec.d_sae, 0),
+      decoder_norm_(decoder_norm),
+      initial_norm_(initial_norm),
+      first_(zeros(d_sae(), d_in)),
+      second_(zeros(d_sae(), d_in)) {}
+
+void TrainerBase::for_tiles(const Piece& piece) const {
+  pool_->run(tiles(), [&](std::int64_t index) {
+    const std::int64_t first = index * kRowsPerTile;
+    piece(first, std::min(kRowsPerTile, batch() - first), index);
+  });
+}
+
+void TrainerBase::for_blocks(const Piece& piece) const {
+  pool_->run(blocks(), [&](std::int64_t index) {
+    const std::int64_t first = index * kLatentsPerBlock;
+    piece(first, std::min(kLatentsPerBlock, d_sae() - first), index);
+  });
+}
+
+Result<void> TrainerBase::initialise() {
+  const std::int64_t d = d_in_;
+  if (!spec_.init_path.empty()) {
+    // The bytes of an SAE file stand for the whole initialisation.
+    Json config{{"architecture", sweeps::to_string(spec_.architecture)},
+                {"parameters", {{"k", spec_.k.value_or(1)}}}};
+    if (spec_.architecture == sweeps::Architecture::kBatchTopK) config["architecture"] = "standard";
+    SAE_TRY(const Sae sae, load_sae(spec_.init_path, config));
+    if (sae.d_sae() != d_sae() || sae.d_in() != d)
+      return fail(ErrorCode::kInvalidArgument,
+                  "init {}: W_enc is [{}, {}]; [{}, {}] would be right", spec_.init_path,
+                  sae.d_sae(), sae.d_in(), d_sae(), d);
+    parameters_.w_enc.copy_(sae.w_enc);
+    parameters_.w_dec.copy_(sae.w_dec);
+    // Files apply to raw activations; rows are trained on times the norm factor.
+    parameters_.b_enc.copy_(sae.b_enc * norm_factor_);
+    parameters_.b_dec.copy_(sae.b_dec * norm_factor_);
+    return {};
+  }
+  float* decoder = parameters_.w_dec.mutable_data_ptr<float>();
+  for (std::int64_t latent = 0; latent < d_sae(); ++latent) {
+    Rng rng(spec_.seed, "init.w_dec", static_cast<std::uint64_t>(latent));
+    std::vector<double> row(static_cast<std::size_t>(d));
+    double square = 0;
+    for (double& value : row) {
+      value = rng.normal();
+      square += value * value;
+    }
+    const double scale = initial_norm_ / std::sqrt(square);
+    for (std::int64_t j = 0; j < d; ++j)
+      decoder[latent * d + j] = static_cast<float>(row[static_cast<std::size_t>(j)] * scale);
+  }
+  parameters_.w_enc.copy_(parameters_.w_dec);
+  if (spec_.architecture != sweeps::Architecture::kTopK &&
+      spec_.architecture != sweeps::Architecture::kBatchTopK) {
+    // The framework's default for a linear layer, which dictionary_learning leaves in place.
+    Rng rng(spec_.seed, "init.b_enc");
+    const double bound = 1 / std::sqrt(static_cast<double>(d));
+    float* bias = parameters_.b_enc.mutable_data_ptr<float>();
+    for (std::int64_t i = 0; i < d_sae(); ++i)
+      bias[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
+  }
+  return {};
+}
+
+double TrainerBase::sparsity_scale() const {
+  if (spec_.sparsity_warmup_steps == 0) return 1;
+  return std::min(static_cast<double>(step_) / static_cast<double>(spec_.sparsity_warmup_steps),
+                  1.0);
+}
+
+double TrainerBase::learning_rate() const {
+  if (step_ < spec_.warmup_steps)
+    return spec_.lr * static_cast<double>(step_) / static_cast<double>(spec_.warmup_steps);
+  if (step_ >= spec_.decay_start && spec_.decay_start < spec_.steps())
+    return spec_.lr * static_cast<double>(spec_.steps() - step_) /
+           static_cast<double>(spec_.steps() - spec_.decay_start);
+  return spec_.lr;
+}
+
+at::Tensor TrainerBase::centred(const at::Tensor& x, std::int64_t first, std::int64_t count) const {
+  return x.narrow(0, first, count) - parameters_.b_dec;
+}
+
+at::Tensor TrainerBase::product(const at::Tensor& rows, const at::Tensor& weights_t) const {
+  if (spec_.precision == sweeps::Precision::kFloat32) return at::mm(rows, weights_t);
+  return at::mm(rows.to(at::kBFloat16), weights_t.to(at::kBFloat16)).to(at::kFloat);
+}
+
+double TrainerBase::variance_explained(const at::Tensor& x, double squared_error) const {
+  const std::int64_t d = d_in_;
+  std::vector<std::vector<double>> sums(static_cast<std::size_t>(tiles()));
+  std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
+  const float* values = x.const_data_ptr<float>();
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    std::vector<double>& sum = sums[static_cast<std::size_t>(index)];
+    sum.assign(static_cast<std::size_t>(d), 0);
+    for (std::int64_t row = first; row < first + count; ++row) {
+      const float* x_row = values + row * d;
+      for (std::int64_t j = 0; j < d; ++j) sum[static_cast<std::size_t>(j)] += x_row[j];
+      squares[static_cast<std::size_t>(index)] += kernels::sum_of_squares(x_row, d);
+    }
+  });
+  double total = 0, mean_square = 0;
+  for (const double square : squares) total += square;
+  const auto rows = static_cast<double>(batch());
+  for (std::int64_t j = 0; j < d; ++j) {
+    double column = 0;
+    for (const auto& sum : sums) column += sum[static_cast<std::size_t>(j)];
+    mean_square += column / rows * (column / rows);
+  }
+  const double variance = total - rows * mean_square;
+  return variance > 0 ? 1 - squared_error / variance : std::numeric_limits<double>::quiet_NaN();
+}
+
+std::uint64_t TrainerBase::dead_after() const {
+  return spec_.dead_after_tokens > 0 ? spec_.dead_after_tokens : kDefaultDeadAfter;
+}
+
+std::vector<std::int64_t> TrainerBase::advance_silence(const std::vector<char>& fired) const {
+  std::vector<std::int64_t> next(silence_.size());
+  for (std::size_t i = 0; i < next.size(); ++i) next[i] = fired[i] != 0 ? 0 : silence_[i] + batch();
+  return next;
+}
+
+void TrainerBase::project_decoder_gradient() {
+  const std::int64_t d = d_in_;
+  const float* weights = parameters_.w_dec.const_data_ptr<float>();
+  float* gradients = gradients_.w_dec.mutable_data_ptr<float>();
+  const double epsilon = decoder_norm_ == DecoderNorm::kUnitEpsilon ? 1e-6 : 0;
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      const float* w = weights + latent * d;
+      float* g = gradients + latent * d;
+      const double norm = std::sqrt(kernels::sum_of_squares(w, d)) + epsilon;
+      const double parallel = kernels::dot(g, w, d) / (norm * norm);
+      kernels::axpy(static_cast<float>(-parallel), w, g, d);
+    }
+  });
+}
+
+double TrainerBase::gradient_norm() const {
+  const std::int64_t d = d_in_;
+  std::vector<double> squares(static_cast<std::size_t>(blocks()), 0);
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    double& sum = squares[static_cast<std::size_t>(index)];
+    sum += kernels::sum_of_squares(gradients_.w_enc.const_data_ptr<float>() + first * d, count * d);
+    sum += kernels::sum_of_squares(gradients_.w_dec.const_data_ptr<float>() + first * d, count * d);
+    sum += kernels::sum_of_squares(gradients_.b_enc.const_data_ptr<float>() + first, count);
+  });
+  double total = kernels::sum_of_squares(gradients_.b_dec.const_data_ptr<float>(), d);
+  for (const double square : squares) total += square;
+  return std::sqrt(total);
+}
+
+void TrainerBase::update(double rate, double clip) {
+  const std::int64_t d = d_in_;
+  const auto t = static_cast<double>(++adam_steps_);
+  kernels::AdamStep adam{};
+  adam.rate = static_cast<float>(rate);
+  adam.beta1 = static_cast<float>(spec_.adam_beta1);
+  adam.beta2 = static_cast<float>(spec_.adam_beta2);
+  adam.epsilon = static_cast<float>(spec_.adam_epsilon);
+  adam.correction1 = static_cast<float>(1 / (1 - std::pow(spec_.adam_beta1, t)));
+  adam.correction2 = static_cast<float>(1 / (1 - std::pow(spec_.adam_beta2, t)));
+  adam.scale = static_cast<float>(clip);
+  const auto apply = [&](const at::Tensor& gradient, at::Tensor& weight, at::Tensor& first,
+                         at::Tensor& second, std::int64_t from, std::int64_t count) {
+    kernels::adam(adam, gradient.const_data_ptr<float>() + from,
+                  weight.mutable_data_ptr<float>() + from, first.mutable_data_ptr<float>() + from,
+                  second.mutable_data_ptr<float>() + from, count);
+  };
+  const double epsilon = decoder_norm_ == DecoderNorm::kUnitEpsilon
+                             ? static_cast<double>(std::numeric_limits<float>::epsilon())
+                             : 0;
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    apply(gradients_.w_enc, parameters_.w_enc, first_.w_enc, second_.w_enc, first * d, count * d);
+    apply(gradients_.b_enc, parameters_.b_enc, first_.b_enc, second_.b_enc, first, count);
+    apply(gradients_.w_dec, parameters_.w_dec, first_.w_dec, second_.w_dec, first * d, count * d);
+    if (decoder_norm_ == DecoderNorm::kFree) return;
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      float* w = parameters_.w_dec.mutable_data_ptr<float>() + latent * d;
+      const auto norm = static_cast<float>(std::sqrt(kernels::sum_of_squares(w, d)) + epsilon);
+      for (std::int64_t j = 0; j < d; ++j) w[j] /= norm;
+    }
+  });
+  apply(gradients_.b_dec, parameters_.b_dec, first_.b_dec, second_.b_dec, 0, d);
+}
+
+Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
+  SAE_CHECK(x.dim() == 2 && x.size(0) == batch() && x.size(1) == d_in_ && x.is_contiguous(),
+            "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
+  SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
+  if (step_ == 0 && spec_.init_path.empty()) before_first_step(x);
+
+  const PassSums sums = pass(x);
+  if (decoder_norm_ != DecoderNorm::kFree) project_decoder_gradient();
+  const double norm = gradient_norm();
+  const bool applied = sums.finite && std::isfinite(sums.loss()) && std::isfinite(norm);
+  if (applied) {
+    double clip = 1;
+    if (spec_.grad_clip) clip = std::min(1.0, *spec_.grad_clip / (norm + 1e-6));
+    update(learning_rate(), clip);
+    if (!next_silence_.empty()) silence_.swap(next_silence_);
+    keep_bookkeeping();
+    skipped_in_row_ = 0;
+  } else {
+    ++skipped_;
+    ++skipped_in_row_;
+  }
+  ++step_;
+  record(sums, norm, applied);
+  if (skipped_in_row_ >= kSkipsInARow)
+    return fail(ErrorCode::kDiverged, "step {}: loss or gradient was not finite {} steps in a row",
+                step_, skipped_in_row_);
+
+  StepReport report;
+  report.step = step_;
+  report.tokens = position();
+  report.loss = sums.loss();
+  report.mse = sums.reconstruction;
+  report.fve = sums.fve;
+  report.l0 = sums.l0;
+  report.grad_norm = norm;
+  report.applied = applied;
+  const auto limit = static_cast<std::int64_t>(dead_after());
+  const auto dead = std::count_if(silence_.begin(), silence_.end(),
+                                  [limit](std::int64_t tokens) { return tokens >= limit; });
+  report.dead_fraction = static_cast<double>(dead) / static_cast<double>(d_sae());
+  return report;
+}
+
+void TrainerBase::record(const PassSums& sums, double norm, bool applied) {
+  if (applied) {
+    const std::array<double, 5> now = {sums.loss(), sums.reconstruction, sums.fve, sums.l0, norm};
+    for (std::size_t i = 0; i < now.size(); ++i) sums_[i] += now[i];
+    ++summed_;
+  }
+  const std::uint64_t every = std::max<std::uint64_t>(1, spec_.steps() / kCurvePoints);
+  if (step_ % every != 0 && step_ != spec_.steps()) return;
+  const auto limit = static_cast<std::int64_t>(dead_after());
+  const auto dead = std::count_if(silence_.begin(), silence_.end(),
+                                  [limit](std::int64_t tokens) { return tokens >= limit; });
+  std::array<double, 8> point{};
+  point[0] = static_cast<double>(step_);
+  point[1] = static_cast<double>(position());
+  const double count = static_cast<double>(summed_);  // 0: not a number, an empty cell
+  for (std::size_t i = 0; i < 4; ++i) point[2 + i] = sums_[i] / count;
+  point[6] = static_cast<double>(dead) / static_cast<double>(d_sae());
+  point[7] = sums_[4] / count;
+  curve_.push_back(point);
+  sums_ = {};
+  summed_ = 0;
+}
+
+at::Tensor geometric_median(const at::Tensor& points) {
+  const std::int64_t rows = points.size(0), d = points.size(1);
+  const float* values = points.const_data_ptr<float>();
+  std::vector<double> guess(static_cast<std::size_t>(d), 0), next(static_cast<std::size_t>(d));
+  for (std::int64_t row = 0; row < rows; ++row)
+    for (std::int64_t j = 0; j < d; ++j)
+      guess[static_cast<std::size_t>(j)] +=
+          static_cast<double>(values[row * d + j]) / static_cast<double>(rows);
+  for (int round = 0; round < 100; ++round) {
+    std::fill(next.begin(), next.end(), 0.0);
+    double weights = 0;
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const float* x = values + row * d;
+      double square = 0;
+      for (std::int64_t j = 0; j < d; ++j) {
+        const double difference = x[j] - guess[static_cast<std::size_t>(j)];
+        square += difference * difference;
+      }
+      // A point on the guess would weigh infinitely much.
+      const double weight = 1 / std::max(std::sqrt(square), 1e-12);
+      weights += weight;
+      for (std::int64_t j = 0; j < d; ++j) next[static_cast<std::size_t>(j)] += weight * x[j];
+    }
+    double moved = 0;
+    for (std::int64_t j = 0; j < d; ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      next[at] /= weights;
+      moved += (next[at] - guess[at]) * (next[at] - guess[at]);
+    }
+    guess.swap(next);
+    if (std::sqrt(moved) < 1e-5) break;
+  }
+  at::Tensor median = at::empty({d}, at::kFloat);
+  for (std::int64_t j = 0; j < d; ++j)
+    median.mutable_data_ptr<float>()[j] = static_cast<float>(guess[static_cast<std::size_t>(j)]);
+  return median;
+}
+
+}  // namespace saesweep::worker

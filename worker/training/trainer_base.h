@@ -1,0 +1,134 @@
+// What all architectures share: parameters, Adam, schedules, unit-norm decoders, skipped steps, the
+// learning curve, checkpoints. An architecture adds its forward and backward pass.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "worker/training/sae_trainer.h"
+
+namespace saesweep::worker {
+
+// Rows of a batch that one thread computes; part of the numerics, as are the latents of a block.
+inline constexpr std::int64_t kRowsPerTile = 256;
+inline constexpr std::int64_t kLatentsPerBlock = 64;
+
+struct SaeTensors {
+  at::Tensor w_enc;  // [d_sae, d_in]
+  at::Tensor b_enc;  // [d_sae]
+  at::Tensor w_dec;  // [d_sae, d_in]
+  at::Tensor b_dec;  // [d_in]
+};
+
+// What one forward and backward pass found.
+struct PassSums {
+  double reconstruction = 0;  // squared error summed over d_in, mean over rows
+  double sparsity = 0;        // penalty as added to the loss
+  double auxiliary = 0;       // as added to the loss
+  double fve = 0;
+  double l0 = 0;
+  bool finite = true;  // false: a pre-activation was not
+  double loss() const { return reconstruction + sparsity + auxiliary; }
+};
+
+enum class DecoderNorm { kFree, kUnit, kUnitEpsilon };  // the last as the TopK family does it
+
+class TrainerBase : public SaeTrainer {
+ public:
+  const sweeps::TrainingSpec& spec() const override { return spec_; }
+  std::uint64_t step() const override { return step_; }
+  Result<StepReport> train_step(const at::Tensor& x) override;
+  Result<void> save(const std::filesystem::path& directory) const override;
+  Result<void> restore(const std::filesystem::path& directory) override;
+  bool calibrate_threshold(const at::Tensor&) override { return false; }
+  bool needs_threshold() const override { return false; }
+  Sae sae() const override;
+  Json config() const override;
+  std::string curve_csv() const override;
+  Json summary() const override;
+
+  // Draws the initial parameters, or reads them from spec.init_path.
+  Result<void> initialise();
+  // For tests: parameters and the gradients of the last pass.
+  SaeTensors& parameters() { return parameters_; }
+  const SaeTensors& gradients() const { return gradients_; }
+  // The pass alone, without a step: fills gradients().
+  PassSums pass_for_test(const at::Tensor& x) { return pass(x); }
+
+ protected:
+  TrainerBase(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+              ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm);
+
+  // Fills gradients_ from the batch; must not change state that a skipped step should keep.
+  virtual PassSums pass(const at::Tensor& x) = 0;
+  // Called when the step counts: makes the bookkeeping of the last pass real.
+  virtual void keep_bookkeeping() {}
+  virtual void before_first_step(const at::Tensor&) {}
+  virtual Json state() const { return Json::object(); }  // more of a checkpoint
+  virtual Result<void> set_state(const Json&) { return {}; }
+  virtual void finish_sae(Sae& sae) const = 0;  // selection, threshold
+  virtual bool folds_decoder_norms() const { return true; }
+
+  double sparsity_scale() const;  // min(step / sparsity_warmup_steps, 1)
+  std::int64_t d_in() const { return d_in_; }
+  std::int64_t d_sae() const { return static_cast<std::int64_t>(spec_.d_sae); }
+  std::int64_t batch() const { return static_cast<std::int64_t>(spec_.batch); }
+  std::int64_t tiles() const { return (batch() + kRowsPerTile - 1) / kRowsPerTile; }
+  std::int64_t blocks() const { return (d_sae() + kLatentsPerBlock - 1) / kLatentsPerBlock; }
+  // Calls piece(first, count, index) for each tile of rows / block of latents.
+  using Piece = std::function<void(std::int64_t first, std::int64_t count, std::int64_t index)>;
+  void for_tiles(const Piece& piece) const;
+  void for_blocks(const Piece& piece) const;
+  // x - b_dec for the rows of a tile, [count, d_in].
+  at::Tensor centred(const at::Tensor& x, std::int64_t first, std::int64_t count) const;
+  // Pre-activations [count, latents] with the precision the spec asks for.
+  at::Tensor product(const at::Tensor& rows, const at::Tensor& weights_t) const;
+  // Fraction of variance explained from sums of squares of error and of the batch.
+  double variance_explained(const at::Tensor& x, double squared_error) const;
+  // Tokens since each latent last fired, after this batch; `fired` in this batch.
+  std::vector<std::int64_t> advance_silence(const std::vector<char>& fired) const;
+  std::uint64_t dead_after() const;
+
+  sweeps::TrainingSpec spec_;
+  std::int64_t d_in_;
+  double norm_factor_;
+  ThreadPool* pool_;  // outlives this
+  SaeTensors parameters_, gradients_;
+  std::vector<std::int64_t> silence_, next_silence_;  // tokens since each latent last fired
+  std::uint64_t step_ = 0;
+
+ private:
+  double learning_rate() const;
+  void project_decoder_gradient();
+  double gradient_norm() const;
+  void update(double rate, double clip);
+  void record(const PassSums& sums, double norm, bool applied);
+
+  DecoderNorm decoder_norm_;
+  float initial_norm_;
+  SaeTensors first_, second_;  // Adam's moments
+  std::uint64_t adam_steps_ = 0, skipped_ = 0, skipped_in_row_ = 0;
+  std::vector<std::array<double, 8>> curve_;
+  std::array<double, 5> sums_{};  // of loss, mse, fve, l0, grad_norm since the last point
+  std::uint64_t summed_ = 0;
+};
+
+// Weiszfeld's algorithm as dictionary_learning runs it: at most 100 rounds, until a move is shorter
+// than 1e-5. points: [n, d] -> [d]
+at::Tensor geometric_median(const at::Tensor& points);
+
+Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec& spec,
+                                                      std::int64_t d_in, double norm_factor,
+                                                      ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
+                                                      std::int64_t d_in, double norm_factor,
+                                                      ThreadPool& pool);
+
+}  // namespace saesweep::worker

@@ -1,0 +1,219 @@
+// What a trainer writes: checkpoints, the finished dictionary, its configuration, its curve.
+//
+// A checkpoint is a folder:
+//   weights.safetensors  W_enc, b_enc, W_dec, b_dec (fp32, as trained)
+//   optim.safetensors    m/ and v/ of each, silence (I64 [d_sae]: tokens since a latent last fired)
+//   manifest.json        schema, spec (SHA-256 of what determines its bytes), step, counters,
+//   curve,
+//                        the architecture's own state, SHA-256 of both files
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/digest.h"
+#include "core/files.h"
+#include "storage/formats/safetensors.h"
+#include "sweeps/recipes.h"
+#include "sweeps/values.h"
+#include "worker/tensor_bytes.h"
+#include "worker/training/trainer_base.h"
+
+namespace saesweep::worker {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr int kSchema = 1;
+
+std::map<std::string, at::Tensor> named(const SaeTensors& tensors, const std::string& prefix) {
+  return {{prefix + "W_enc", tensors.w_enc},
+          {prefix + "b_enc", tensors.b_enc},
+          {prefix + "W_dec", tensors.w_dec},
+          {prefix + "b_dec", tensors.b_dec}};
+}
+
+Result<void> read_into(const storage::Safetensors& file, const std::string& prefix,
+                       SaeTensors& tensors, const fs::path& path) {
+  for (auto& [name, tensor] : named(tensors, prefix)) {
+    const auto* view = file.find(name);
+    if (view == nullptr || view->dtype != "F32" || view->shape != tensor.sizes().vec())
+      return fail(ErrorCode::kCorrupted, "{}: no tensor {} of the right shape", path.string(),
+                  name);
+    std::memcpy(tensor.mutable_data_ptr(), view->bytes.data(), view->bytes.size());
+  }
+  return {};
+}
+
+// Numbers that are not finite are null in JSON.
+double number(const Json& value) {
+  return value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
+std::string spec_digest(const sweeps::TrainingSpec& spec, std::int64_t d_in) {
+  return sha256(canonical_json({{"training", spec.identity_json()}, {"d_in", d_in}})).hex();
+}
+
+Result<std::string> read_checked(const fs::path& path, const Json& manifest) {
+  SAE_TRY(std::string bytes, read_file(path));
+  const std::string name = path.filename().string();
+  const Json& digests = manifest.at("sha256");
+  if (!digests.contains(name) || digests[name] != sha256(bytes).hex())
+    return fail(ErrorCode::kCorrupted, "{} is not what its manifest says", path.string());
+  return bytes;
+}
+
+}  // namespace
+
+Result<void> TrainerBase::save(const fs::path& directory) const {
+  const fs::path fresh = directory.string() + ".tmp-" + std::to_string(::getpid());
+  std::error_code ignored;
+  fs::remove_all(fresh, ignored);
+  SAE_TRY_VOID(make_directories(fresh));
+
+  const std::string weights = serialize_tensors(named(parameters_, ""));
+  auto moments = named(first_, "m/");
+  moments.merge(named(second_, "v/"));
+  at::Tensor silence = at::empty({d_sae()}, at::kLong);
+  std::memcpy(silence.mutable_data_ptr(), silence_.data(), silence_.size() * sizeof(std::int64_t));
+  moments.emplace("silence", silence);
+  const std::string optimiser = serialize_tensors(moments);
+
+  Json manifest{{"schema", kSchema},
+                {"spec", spec_digest(spec_, d_in_)},
+                {"step", step_},
+                {"adam_steps", adam_steps_},
+                {"skipped", skipped_},
+                {"skipped_in_row", skipped_in_row_},
+                {"norm_factor", norm_factor_},
+                {"curve", curve_},
+                {"sums", sums_},
+                {"summed", summed_},
+                {"state", state()},
+                {"sha256",
+                 {{"weights.safetensors", sha256(weights).hex()},
+                  {"optim.safetensors", sha256(optimiser).hex()}}}};
+  SAE_TRY_VOID(write_file_atomically(fresh / "weights.safetensors", weights));
+  SAE_TRY_VOID(write_file_atomically(fresh / "optim.safetensors", optimiser));
+  SAE_TRY_VOID(write_file_atomically(fresh / "manifest.json", canonical_json(manifest)));
+  std::error_code failed;
+  fs::rename(fresh, directory, failed);
+  if (failed) {
+    // The same step was saved before: the same bytes are there.
+    const bool there = fs::exists(directory / "manifest.json", ignored);
+    fs::remove_all(fresh, ignored);
+    if (!there) return fail(system_error(failed.value(), "rename to " + directory.string()));
+    return {};
+  }
+  return sync_directory(directory.parent_path());
+}
+
+Result<void> TrainerBase::restore(const fs::path& directory) {
+  SAE_TRY(const std::string text, read_file(directory / "manifest.json", 256 << 20));
+  SAE_TRY(const Json manifest, parse_json(text));
+  const auto corrupted = [&](std::string_view what) {
+    return fail(ErrorCode::kCorrupted, "{}: {}", (directory / "manifest.json").string(), what);
+  };
+  if (!manifest.is_object() || !manifest.contains("schema") || manifest["schema"] != kSchema ||
+      !manifest.contains("sha256") || !manifest["sha256"].is_object())
+    return corrupted("no manifest of this version");
+  if (manifest.value("spec", "") != spec_digest(spec_, d_in_))
+    return fail(ErrorCode::kInvalidArgument, "{} is a checkpoint of another trial",
+                directory.string());
+  SAE_TRY(std::string weight_bytes, read_checked(directory / "weights.safetensors", manifest));
+  SAE_TRY(std::string optimiser_bytes, read_checked(directory / "optim.safetensors", manifest));
+  SAE_TRY(const auto weights, storage::Safetensors::parse(std::move(weight_bytes)));
+  SAE_TRY(const auto optimiser, storage::Safetensors::parse(std::move(optimiser_bytes)));
+
+  for (const char* key : {"step", "adam_steps", "skipped", "skipped_in_row", "summed"})
+    if (!manifest.contains(key) || !manifest[key].is_number_unsigned()) return corrupted(key);
+  if (manifest["step"].get<std::uint64_t>() > spec_.steps()) return corrupted("step past the end");
+  const Json curve = manifest.value("curve", Json::array());
+  const Json sums = manifest.value("sums", Json::array());
+  if (!curve.is_array() || !sums.is_array() || sums.size() != sums_.size())
+    return corrupted("curve");
+  std::vector<std::array<double, 8>> points;
+  for (const Json& row : curve) {
+    if (!row.is_array() || row.size() != 8) return corrupted("curve");
+    std::array<double, 8> point{};
+    for (std::size_t i = 0; i < point.size(); ++i) point[i] = number(row[i]);
+    points.push_back(point);
+  }
+  const auto* silence = optimiser.find("silence");
+  if (silence == nullptr || silence->dtype != "I64" ||
+      silence->bytes.size() != silence_.size() * sizeof(std::int64_t))
+    return corrupted("silence");
+  SAE_TRY_VOID(read_into(weights, "", parameters_, directory / "weights.safetensors"));
+  SAE_TRY_VOID(read_into(optimiser, "m/", first_, directory / "optim.safetensors"));
+  SAE_TRY_VOID(read_into(optimiser, "v/", second_, directory / "optim.safetensors"));
+  SAE_TRY_VOID(set_state(manifest.value("state", Json::object())));
+  std::memcpy(silence_.data(), silence->bytes.data(), silence->bytes.size());
+  step_ = manifest["step"].get<std::uint64_t>();
+  adam_steps_ = manifest["adam_steps"].get<std::uint64_t>();
+  skipped_ = manifest["skipped"].get<std::uint64_t>();
+  skipped_in_row_ = manifest["skipped_in_row"].get<std::uint64_t>();
+  norm_factor_ = number(manifest.value("norm_factor", Json()));
+  curve_ = std::move(points);
+  for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = number(sums[i]);
+  summed_ = manifest["summed"].get<std::uint64_t>();
+  return {};
+}
+
+Sae TrainerBase::sae() const {
+  Sae sae;
+  sae.name = sweeps::to_string(spec_.architecture);
+  sae.w_enc = parameters_.w_enc.clone();
+  sae.w_dec = parameters_.w_dec.clone();
+  // Raw rows instead of rows times the factor: f shrinks by it, W_enc and W_dec stay.
+  sae.b_enc = (parameters_.b_enc.to(at::kDouble) / norm_factor_).to(at::kFloat);
+  sae.b_dec = (parameters_.b_dec.to(at::kDouble) / norm_factor_).to(at::kFloat);
+  if (folds_decoder_norms()) {
+    const at::Tensor norms = sae.w_dec.to(at::kDouble).square().sum(1).sqrt();  // [d_sae]
+    const at::Tensor safe = at::where(norms.gt(0), norms, at::ones_like(norms));
+    sae.w_dec = (sae.w_dec.to(at::kDouble) / safe.unsqueeze(1)).to(at::kFloat);
+    sae.w_enc = (sae.w_enc.to(at::kDouble) * safe.unsqueeze(1)).to(at::kFloat);
+    sae.b_enc = (sae.b_enc.to(at::kDouble) * safe).to(at::kFloat);
+  }
+  finish_sae(sae);
+  return sae;
+}
+
+Json TrainerBase::config() const {
+  Json parameters = spec_.to_json();
+  for (const char* key : {"architecture", "recipe", "init_path", "device"}) parameters.erase(key);
+  return {{"architecture", sweeps::to_string(spec_.architecture)},
+          {"parameters", parameters},
+          {"recipe", spec_.recipe},
+          {"recipe_hash", sweeps::recipe_hash(spec_.recipe)},
+          {"d_in", d_in_},
+          {"steps", step_},
+          {"tokens", position()},
+          {"apply_b_dec_to_input", true},
+          {"normalization_factor", norm_factor_},
+          {"threshold_calibrated", false}};
+}
+
+std::string TrainerBase::curve_csv() const {
+  std::string text = "step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm\n";
+  for (const auto& point : curve_)
+    for (std::size_t i = 0; i < point.size(); ++i) {
+      if (std::isfinite(point[i])) text += sweeps::shortest(point[i]);
+      text += i + 1 < point.size() ? ',' : '\n';
+    }
+  return text;
+}
+
+Json TrainerBase::summary() const {
+  Json json{{"tokens", position()}, {"steps", step_}, {"skipped_steps", skipped_}};
+  if (!curve_.empty()) {
+    const auto& last = curve_.back();
+    const std::array<const char*, 8> names = {
+        "", "", "loss_train", "mse_train", "fve_train", "l0_train", "dead_fraction", "grad_norm"};
+    for (std::size_t i = 2; i < last.size(); ++i)
+      if (std::isfinite(last[i])) json[names[i]] = last[i];
+  }
+  return json;
+}
+
+}  // namespace saesweep::worker
