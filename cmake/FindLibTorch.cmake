@@ -38,7 +38,8 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::torch)
 
   get_filename_component(_torch_lib ${LIBTORCH_CPU_LIBRARY} DIRECTORY)
   get_filename_component(_site ${LIBTORCH_ROOT} DIRECTORY)
-  add_library(LibTorch::torch INTERFACE IMPORTED)
+  # GLOBAL: tests lie beside worker/, not under it.
+  add_library(LibTorch::torch INTERFACE IMPORTED GLOBAL)
   # -idirafter as one joined option per folder: CMake would de-duplicate a bare "-idirafter".
   target_compile_options(LibTorch::torch INTERFACE
     "SHELL:-idirafter ${LIBTORCH_INCLUDE_DIR}"
