@@ -73,11 +73,13 @@ void check_executor(const std::string& given, Json& checks) {
         "installs LibTorch again"));
     return;
   }
+  // Its version, then what it found: words as they are, features of the CPU by name.
   std::string found = json->value("libtorch", "present");
-  for (const auto& [key, value] : json->items())
-    if (key != "libtorch" && (value.is_string() || value.is_number() || value.is_boolean()))
-      found +=
-          fmt::format(", {} {}", key, value.is_string() ? value.get<std::string>() : value.dump());
+  for (const auto& [key, value] : json->items()) {
+    if (key == "libtorch" || key == "version" || key == "cores") continue;
+    if (value.is_string()) found += fmt::format(", {}", value.get<std::string>());
+    if (value.is_boolean() && value.get<bool>()) found += fmt::format(", {}", key);
+  }
   checks.push_back(check("libtorch", true, printable(found), ""));
 }
 
