@@ -1,5 +1,6 @@
-// The version of the metrics of an evaluation. It rises when a definition or its bytes change; it is
-// part of a score's identity, so that old scores are computed anew and never mixed with new ones.
+// The version of the metrics of an evaluation. It rises when a definition or its bytes change; it
+// is part of a score's identity, so that old scores are computed anew and never mixed with new
+// ones.
 #pragma once
 
 #include <string_view>
