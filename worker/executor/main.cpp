@@ -68,8 +68,9 @@ int run_executor(int channel) {
   }
   ::fcntl(channel, F_SETFD, FD_CLOEXEC);
   // Ctrl-C in a terminal reaches the whole process group, but it is for the agent to say what
-  // becomes of a run. A closed socket is an error of the write.
-  for (const int signal_number : {SIGINT, SIGTERM, SIGPIPE}) ::signal(signal_number, SIG_IGN);
+  // becomes of a run. A closed socket and a file limit are errors of the write.
+  for (const int signal_number : {SIGINT, SIGTERM, SIGPIPE, SIGXFSZ})
+    ::signal(signal_number, SIG_IGN);
   const SystemClock clock;
   Executor executor{protocol::ExecutorChannel(channel), clock};
   if (executor.serve() == Executor::End::kBye) return kExitDone;
