@@ -17,15 +17,15 @@
 namespace saesweep::agent {
 
 struct AgentOptions {
-  std::string endpoint;                    // of the scheduler: "ipc:///..." or "tcp://..."
-  std::string name = "local";              // shown to people
-  std::string build;                       // of this program
-  std::filesystem::path state_directory;   // absolute
-  std::filesystem::path task_program;      // saesweep-task
+  std::string endpoint;                   // of the scheduler: "ipc:///..." or "tcp://..."
+  std::string name = "local";             // shown to people
+  std::string build;                      // of this program
+  std::filesystem::path state_directory;  // absolute
+  std::filesystem::path task_program;     // saesweep-task
   std::uint32_t slots = 1;
-  std::uint32_t threads = 1;               // all slots together
-  std::uint64_t memory_bytes = 0;          // for all runs together; 0: unknown
-  std::string log_level = "warn";          // of executors
+  std::uint32_t threads = 1;                        // all slots together
+  std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
+  std::string log_level = "warn";                   // of executors
   std::chrono::milliseconds stop_patience{30'000};  // for executors to checkpoint when stopping
 };
 
