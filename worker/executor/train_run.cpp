@@ -24,6 +24,7 @@ namespace saesweep::worker {
 namespace {
 
 constexpr double kDefaultCheckpointEvery = 60;  // seconds
+constexpr std::chrono::seconds kLongLoading{1};
 // Enough for a threshold: the quantile of this many rows moves by less than one in a thousand.
 constexpr std::uint64_t kCalibrationRows = std::uint64_t{1} << 16;
 
@@ -66,6 +67,8 @@ class TrainRun {
         give_up_all(outcomes.error());
         break;
       }
+      training_ = true;
+      last_loaded_ = 0;
       for (auto& outcome : *outcomes) note(outcome);
       write_checkpoints_if_due();
       tell_progress();
@@ -80,9 +83,7 @@ class TrainRun {
     SAE_TRY(sources_, open_sources(stream_spec(), tools_));
     StreamEvents events;
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
-    events.loading = [this](std::uint64_t done, std::uint64_t total) {
-      report_.progress("harvest", done, total);
-    };
+    events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
     events.stop = [this] { return report_.is_asked(); };
     SAE_TRY(stream_, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
                                  std::move(events)));
@@ -219,6 +220,14 @@ class TrainRun {
     });
   }
 
+  // Between two steps a group is mostly there in no time: only a long wait is a stage of its own.
+  void tell_loading(std::uint64_t done, std::uint64_t total) {
+    const TimePoint now = tools_.clock.now();
+    if (last_loaded_ == 0 || done <= last_loaded_) loading_since_ = now;
+    last_loaded_ = done;
+    if (!training_ || now - loading_since_ > kLongLoading) report_.progress("harvest", done, total);
+  }
+
   void tell_progress() {
     if (!report_.progress_is_due()) return;
     std::uint64_t done = 0, total = 0;
@@ -262,6 +271,9 @@ class TrainRun {
   Cohort* cohort_ = nullptr;  // while run() has one
   at::Tensor calibration_rows_;
   TimePoint last_checkpoint_{};
+  bool training_ = false;          // a step has been done
+  std::uint64_t last_loaded_ = 0;  // rows of the group that is loading; 0: none was begun
+  TimePoint loading_since_{};
 };
 
 Result<sweeps::TrialSpec> read_spec(const protocol::Member& member) {
