@@ -1,3 +1,4 @@
+// A run of evaluate tasks: scores of trained SAEs and baselines.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

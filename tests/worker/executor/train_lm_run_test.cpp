@@ -1,3 +1,4 @@
+// A run of train_lm: what it leaves, and that interruptions change nothing.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -1,3 +1,5 @@
+// A run of train tasks: results, and that neither pause, death, damage nor neighbours change a
+// byte.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
