@@ -16,6 +16,23 @@
 
 namespace saesweep::worker {
 
+// What evaluations of one stream have in common (the model's own passes, labels of boards), kept
+// from one to the next: give the same to all of a run. One at a time; holds up to about half a
+// gigabyte.
+class EvaluationCache {
+ public:
+  EvaluationCache();
+  ~EvaluationCache();
+  EvaluationCache(const EvaluationCache&) = delete;
+  EvaluationCache& operator=(const EvaluationCache&) = delete;
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
 // What is evaluated on. `model` and `tokens` are null for `source: activations`, `activations`
 // otherwise.
 struct EvaluationInputs {
@@ -26,12 +43,14 @@ struct EvaluationInputs {
   // Opens the training stream (pca and other baselines that are fitted to it).
   std::function<Result<std::unique_ptr<RowStream>>()> open_stream;
   ThreadPool* pool = nullptr;
-  std::function<bool()> stop = {};  // true: give up with kUnavailable
+  EvaluationCache* cache = nullptr;  // may be null: nothing is kept
+  std::function<bool()> stop = {};   // true: give up with kUnavailable
   std::function<void(std::uint64_t done, std::uint64_t total)> progress = {};  // tokens
 };
 
 // {"scores": {name: {"value","low","high","n","version"}}, "heldout": bool,
-//  "details": [...] (core: per feature), "histogram": {"log10_edges","counts","never"} (core)}
+//  "details": [...] (core: per feature), "histogram": {"log10_edges","counts","never"} (core),
+//  "board": {group: {"t","labels"}} (board: chosen threshold, labels at it)}
 // Deterministic: no times, no paths.
 // `trained` is what the trainer's summary says ("l0_train" becomes recon.l0_train); may be empty.
 // Errors: kInvalidArgument when the evaluation does not apply (board without games; fewer held-out
@@ -45,7 +64,13 @@ Result<Json> evaluate_baseline(const sweeps::EvaluationSpec& evaluation,
                                const sweeps::BaselineSpec& baseline, const Sae* trained_sae,
                                const EvaluationInputs& inputs);
 
-// The version of the metrics of an evaluation; part of a score's identity. In metrics/scores so that
-// the scheduler knows it without LibTorch: metrics::metric_version(kind).
+// The bucket kernel of the board scores against a dense product, in one run on one thread:
+// {"bench": "board", "positions_per_s", "baseline": {"name", "positions_per_s"}, "ratio",
+// "positions",
+//  "latents", "l0", "properties", "thresholds", "equal": counts agree}.
+Result<Json> bench_board();
+
+// The version of the metrics of an evaluation; part of a score's identity. In metrics/scores so
+// that the scheduler knows it without LibTorch: metrics::metric_version(kind).
 
 }  // namespace saesweep::worker

@@ -1,0 +1,188 @@
+#include "worker/evaluation/linear_probe.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
+
+#include "core/philox.h"
+#include "worker/activations/harvest.h"
+
+namespace saesweep::worker {
+namespace {
+
+constexpr std::size_t kEpochs = 5;
+constexpr std::size_t kGamesPerStep = 16;
+constexpr std::size_t kStepsPerPortion = 32;  // harvested together
+constexpr std::uint64_t kKeptBytes = std::uint64_t{256} << 20;
+constexpr double kLearningRate = 1e-3, kDecay = 0.01, kBeta1 = 0.9, kBeta2 = 0.99, kEpsilon = 1e-8;
+
+// Training games and what is true on them, as many as are harvested together.
+struct Portion {
+  BoardHalf games;
+  at::Tensor x;  // [rows, d + 1], scaled, the last column is 1
+};
+
+// One of three problems that share nothing but the rows: classes 3 (softmax) or 1 (logistic).
+struct Probe {
+  std::size_t first_property, squares;
+  std::int64_t classes;
+  at::Tensor weight, m, v;  // [d + 1, squares * classes]
+
+  // [rows, squares * classes], one-hot where there are classes
+  at::Tensor targets(const BoardHalf& games, std::size_t first_row, std::size_t rows) const {
+    const auto outputs = static_cast<std::size_t>(classes) * squares;
+    at::Tensor result = at::zeros(
+        {static_cast<std::int64_t>(rows), static_cast<std::int64_t>(outputs)}, at::kFloat);
+    float* out = result.mutable_data_ptr<float>();
+    for (std::size_t row = 0; row < rows; ++row, out += outputs) {
+      const std::uint8_t* truth =
+          games.truth.data() + (first_row + row) * games.properties + first_property;
+      for (std::size_t s = 0; s < squares; ++s) {
+        if (classes == 1) {
+          out[s] = truth[s];
+          continue;
+        }
+        const bool mine = truth[s] != 0, yours = truth[squares + s] != 0;
+        out[3 * s + (mine ? 0 : yours ? 1 : 2)] = 1;
+      }
+    }
+    return result;
+  }
+
+  at::Tensor probabilities(const at::Tensor& x) const {
+    const at::Tensor logits = at::mm(x, weight);
+    if (classes == 1) return at::sigmoid(logits);
+    return logits.view({x.size(0), -1, classes}).softmax(-1).view(logits.sizes());
+  }
+
+  void step(const at::Tensor& x, const at::Tensor& target, std::size_t number, std::size_t total) {
+    const at::Tensor gradient =
+        at::mm(x.t(), probabilities(x) - target) / static_cast<double>(x.size(0));
+    m.mul_(kBeta1).add_(gradient, 1 - kBeta1);
+    v.mul_(kBeta2).addcmul_(gradient, gradient, 1 - kBeta2);
+    const auto t = static_cast<double>(number + 1);
+    const double rate =
+        kLearningRate * (1 - static_cast<double>(number) / static_cast<double>(total));
+    const at::Tensor denominator = (v / (1 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
+    weight.mul_(1 - rate * kDecay);
+    weight.addcdiv_(m, denominator, -rate / (1 - std::pow(kBeta1, t)));
+  }
+
+  void predict(const at::Tensor& x, std::uint64_t* bits, std::size_t words) const {
+    const at::Tensor outputs = probabilities(x).contiguous();
+    const float* p = outputs.const_data_ptr<float>();
+    const auto width = static_cast<std::size_t>(classes) * squares;
+    for (std::int64_t row = 0; row < x.size(0); ++row, p += width, bits += words)
+      for (std::size_t s = 0; s < squares; ++s) {
+        std::size_t property = first_property + s;
+        if (classes == 1) {
+          if (!(p[s] > .5f)) continue;
+        } else {
+          const float* own = p + 3 * s;
+          if (own[2] >= std::max(own[0], own[1])) continue;
+          if (own[1] > own[0]) property += squares;
+        }
+        bits[property / 64] |= std::uint64_t{1} << (property % 64);
+      }
+  }
+};
+
+at::Tensor with_bias(const at::Tensor& x, double scale) {
+  return at::cat({x * scale, at::ones({x.size(0), 1}, at::kFloat)}, 1);
+}
+
+}  // namespace
+
+Result<std::vector<std::uint64_t>> probe_predictions(const Transformer& model,
+                                                     const std::string& hook,
+                                                     const TokenDocuments& documents,
+                                                     const BoardHalf& half, ThreadPool& pool,
+                                                     const std::function<bool()>& stop) {
+  std::vector<std::uint64_t> training;
+  for (std::uint64_t i = 0; i < documents.count() && training.size() < kProbeGames; ++i)
+    if (!documents.held_out(i)) training.push_back(i);
+  if (training.empty()) return fail(ErrorCode::kInvalidArgument, "no training games for a probe");
+
+  const std::int64_t width = model.hook_width(hook);
+  const std::size_t games_per_portion = kGamesPerStep * kStepsPerPortion;
+  const std::size_t portions = (training.size() + games_per_portion - 1) / games_per_portion;
+  double scale = 0;  // makes the mean square of an entry 1
+  const auto harvest = [&](std::size_t index) {
+    const std::size_t first = index * games_per_portion;
+    const auto chosen =
+        std::span(training).subspan(first, std::min(games_per_portion, training.size() - first));
+    const at::Tensor x = activations_of(model, hook, documents, chosen, pool);
+    if (scale == 0) {
+      const double mean_square = x.to(at::kDouble).square().mean().item<double>();
+      scale = mean_square > 0 ? 1 / std::sqrt(mean_square) : 1;
+    }
+    return Portion{label_games(documents, chosen, pool), with_bias(x, scale)};
+  };
+  std::uint64_t rows = 0;
+  for (const std::uint64_t document : training) rows += documents.rows(document);
+  const bool keep = rows * static_cast<std::uint64_t>(width) * sizeof(float) <= kKeptBytes;
+  std::vector<Portion> kept;
+
+  const auto squares = half.properties / 5;
+  std::array<Probe, 3> probes = {Probe{0, squares, 3, {}, {}, {}},
+                                 Probe{2 * squares, squares, 3, {}, {}, {}},
+                                 Probe{4 * squares, squares, 1, {}, {}, {}}};
+  for (std::size_t p = 0; p < probes.size(); ++p) {
+    Probe& probe = probes[p];
+    probe.weight =
+        at::zeros({width + 1, static_cast<std::int64_t>(squares) * probe.classes}, at::kFloat);
+    Rng rng(0, "baseline.linear_probe", p);
+    float* weights = probe.weight.mutable_data_ptr<float>();
+    for (std::int64_t i = 0; i < width * probe.weight.size(1); ++i)
+      weights[i] = static_cast<float>(rng.normal() / std::sqrt(static_cast<double>(width)));
+    probe.m = at::zeros_like(probe.weight);
+    probe.v = at::zeros_like(probe.weight);
+  }
+
+  const std::size_t total = kEpochs * ((training.size() + kGamesPerStep - 1) / kGamesPerStep);
+  std::size_t step = 0;
+  for (std::size_t epoch = 0; epoch < kEpochs; ++epoch)
+    for (std::size_t index = 0; index < portions; ++index) {
+      if (stop && stop()) return fail(ErrorCode::kUnavailable, "asked to stop");
+      Portion fresh;
+      if (!keep) {
+        fresh = harvest(index);
+      } else if (kept.size() <= index) {
+        kept.push_back(harvest(index));
+      }
+      const Portion& portion = keep ? kept[index] : fresh;
+      const std::size_t games = portion.games.games();
+      const std::size_t steps = (games + kGamesPerStep - 1) / kGamesPerStep;
+      // The three problems side by side, each on one thread.
+      pool.run(static_cast<std::int64_t>(probes.size()), [&](std::int64_t p) {
+        Probe& probe = probes[static_cast<std::size_t>(p)];
+        for (std::size_t i = 0; i < steps; ++i) {
+          const std::size_t end_game = std::min(games, (i + 1) * kGamesPerStep);
+          const std::size_t first = portion.games.first_row[i * kGamesPerStep];
+          const std::size_t count = portion.games.first_row[end_game] - first;
+          probe.step(portion.x.narrow(0, static_cast<std::int64_t>(first),
+                                      static_cast<std::int64_t>(count)),
+                     probe.targets(portion.games, first, count), step + i, total);
+        }
+      });
+      step += steps;
+    }
+  kept.clear();
+
+  std::vector<std::uint64_t> predicted(half.rows() * half.words, 0);
+  for (std::size_t first = 0; first < half.games(); first += games_per_portion) {
+    const std::size_t end = std::min(half.games(), first + games_per_portion);
+    const at::Tensor x =
+        with_bias(activations_of(model, hook, documents,
+                                 std::span(half.documents).subspan(first, end - first), pool),
+                  scale);
+    for (const Probe& probe : probes)
+      probe.predict(x, predicted.data() + half.first_row[first] * half.words, half.words);
+  }
+  return predicted;
+}
+
+}  // namespace saesweep::worker
