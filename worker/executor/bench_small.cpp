@@ -11,7 +11,6 @@
 #include "worker/data/documents.h"
 #include "worker/data/othello.h"
 #include "worker/executor/bench.h"
-#include "worker/executor/build.h"
 #include "worker/models/transformer.h"
 #include "worker/parallel/thread_pool.h"
 
@@ -110,8 +109,7 @@ Result<Json> bench_harvest(const HarvestBench& bench) {
               {"d_in", model.hook_width(hook)},
               {"layers", model.config().layers},
               {"threads", pool.threads()},
-              {"rounds", bench.rounds},
-              {"versions", versions()}};
+              {"rounds", bench.rounds}};
 }
 
 Result<Json> bench_generate(const GenerateBench& bench) {
@@ -143,8 +141,7 @@ Result<Json> bench_generate(const GenerateBench& bench) {
               {"moves_per_game", static_cast<double>(moves) /
                                      (static_cast<double>(bench.games) * 2 * (1 + bench.rounds))},
               {"threads", all.threads()},
-              {"rounds", bench.rounds},
-              {"versions", versions()}};
+              {"rounds", bench.rounds}};
 }
 
 }  // namespace saesweep::worker

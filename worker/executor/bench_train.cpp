@@ -15,7 +15,6 @@
 #include "sweeps/recipes.h"
 #include "worker/activations/row_stream.h"
 #include "worker/executor/bench.h"
-#include "worker/executor/build.h"
 #include "worker/parallel/thread_pool.h"
 #include "worker/training/cohort.h"
 #include "worker/training/sae_trainer.h"
@@ -244,8 +243,7 @@ Result<Json> bench_train(const TrainBench& bench) {
               {"deterministic", true},
               {"threads", pool.threads()},
               {"steps", bench.steps},
-              {"rounds", bench.rounds},
-              {"versions", versions()}};
+              {"rounds", bench.rounds}};
 }
 
 }  // namespace saesweep::worker

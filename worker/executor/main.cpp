@@ -14,6 +14,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "worker/evaluation/evaluate.h"
 #include "worker/executor/bench.h"
 #include "worker/executor/build.h"
 #include "worker/executor/executor.h"
@@ -54,6 +55,7 @@ int show(const char* name, const Result<Json>& measured, bool json) {
   }
   Json object = *measured;
   object["bench"] = name;
+  object["versions"] = versions();
   return show(object, json);
 }
 
@@ -133,11 +135,17 @@ void add_generate(CLI::App& bench, Flags& flags) {
   verb->add_flag("--json", flags.json, "For machines");
 }
 
+void add_board(CLI::App& bench, Flags& flags) {
+  bench.add_subcommand("board", "The bucket kernel of the board scores against a dense product")
+      ->add_flag("--json", flags.json, "For machines");
+}
+
 int dispatch(const CLI::App& program, const Flags& flags) {
   if (const auto* bench = program.get_subcommand("bench"); bench->parsed()) {
     if (bench->got_subcommand("train")) return show("train", bench_train(flags.train), flags.json);
     if (bench->got_subcommand("harvest"))
       return show("harvest", bench_harvest(flags.harvest), flags.json);
+    if (bench->got_subcommand("board")) return show("board", bench_board(), flags.json);
     return show("generate", bench_generate(flags.generate), flags.json);
   }
   if (program.get_subcommand("probe")->parsed()) return show(probe(), flags.json);
@@ -166,6 +174,7 @@ int main_of(int argc, char** argv) {
   add_train(*bench, flags);
   add_harvest(*bench, flags);
   add_generate(*bench, flags);
+  add_board(*bench, flags);
   program.add_subcommand("probe", "What this machine offers to LibTorch")
       ->add_flag("--json", flags.json, "For machines");
   try {
