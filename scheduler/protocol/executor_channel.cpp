@@ -23,6 +23,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kRecursionLimit = 16;
+constexpr std::uint32_t kDescriptorFlag = std::uint32_t{1} << 31;  // in the length
+constexpr std::size_t kMaxWaitingDescriptors = 16;
 
 tl::unexpected<Error> gone() { return fail(ErrorCode::kUnavailable, "the other side is gone"); }
 
@@ -79,7 +81,8 @@ Result<void> ExecutorChannel::send(const Envelope& envelope, int descriptor) {
     return fail(ErrorCode::kInvalidArgument, "a message of {} bytes; at most {} travel", size,
                 kMaxMessageBytes);
   std::string bytes(4, '\0');
-  for (std::size_t i = 0; i < 4; ++i) bytes[i] = static_cast<char>((size >> (8 * i)) & 0xff);
+  const std::size_t head = descriptor >= 0 ? size | kDescriptorFlag : size;
+  for (std::size_t i = 0; i < 4; ++i) bytes[i] = static_cast<char>((head >> (8 * i)) & 0xff);
   envelope.AppendToString(&bytes);
 
   const std::lock_guard lock(state_->sending);
@@ -120,9 +123,10 @@ Result<std::optional<ExecutorChannel::Heard>> ExecutorChannel::receive(
   std::string& pending = state_->pending;
   while (true) {
     if (pending.size() >= 4) {
-      std::uint32_t size = 0;
+      std::uint32_t head = 0;
       for (std::size_t i = 0; i < 4; ++i)
-        size |= std::uint32_t{static_cast<unsigned char>(pending[i])} << (8 * i);
+        head |= std::uint32_t{static_cast<unsigned char>(pending[i])} << (8 * i);
+      const std::uint32_t size = head & ~kDescriptorFlag;
       if (size > kMaxMessageBytes)
         return fail(ErrorCode::kCorrupted, "a message of {} bytes; at most {} travel", size,
                     kMaxMessageBytes);
@@ -134,8 +138,8 @@ Result<std::optional<ExecutorChannel::Heard>> ExecutorChannel::receive(
         if (!heard.envelope.ParseFromCodedStream(&input) || !input.ConsumedEntireMessage())
           return fail(ErrorCode::kCorrupted, "{} bytes that are no message", size);
         pending.erase(0, 4 + std::size_t{size});
-        // One message carries a descriptor at a time; it belongs to the one that speaks of it.
-        if (heard.envelope.has_chunk_opened() && !state_->descriptors.empty()) {
+        // None is there if this process may open no more files.
+        if ((head & kDescriptorFlag) != 0 && !state_->descriptors.empty()) {
           heard.descriptor = state_->descriptors.front();
           state_->descriptors.pop_front();
         }
@@ -168,6 +172,9 @@ Result<std::optional<ExecutorChannel::Heard>> ExecutorChannel::receive(
         state_->descriptors.push_back(descriptor);
       }
     }
+    if (state_->descriptors.size() > kMaxWaitingDescriptors)
+      return fail(ErrorCode::kCorrupted, "{} descriptors that no message speaks of",
+                  state_->descriptors.size());
     pending.append(buffer.data(), static_cast<std::size_t>(count));
   }
 }

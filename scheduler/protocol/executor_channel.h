@@ -1,6 +1,6 @@
 // The socket between an agent and one executor: messages of messages.proto's Envelope, each behind
-// its length (u32 little-endian), over a Unix stream socket that the executor inherits. A
-// descriptor may ride along (SCM_RIGHTS). The end of the file is the other's death.
+// its length (u32 little-endian; the highest bit says that a descriptor rides along, SCM_RIGHTS),
+// over a Unix stream socket that the executor inherits. The end of the file is the other's death.
 #pragma once
 
 #include <chrono>
@@ -35,7 +35,7 @@ class ExecutorChannel {
 
   struct Heard {
     Envelope envelope;
-    int descriptor = -1;  // the receiver's to close
+    int descriptor = -1;  // the receiver's to close; close-on-exec
   };
   // Nothing if no whole message came within `patience`. One thread.
   // Errors: kUnavailable if the other side is gone; kCorrupted for bytes that are no message.
