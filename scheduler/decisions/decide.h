@@ -1,73 +1,81 @@
-// The scheduler's judgement: what follows from what was heard. No socket, clock, thread, disk or
-// lock; a test can put it through a bad week in a millisecond.
-//
-// Whoever calls makes the events durable, applies them, and only then sends the replies.
+// The scheduler's judgement: what follows from a message, a moment and the state. Changes nothing:
+// the events that it returns are made durable, applied, and then the replies are sent.
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "core/clock.h"
-#include "core/json.h"
-#include "core/result.h"
-#include "scheduler/decisions/state.h"
-#include "scheduler/protocol/frame.h"
+#include "core/error.h"
+#include "scheduler/decisions/journal.pb.h"
+#include "scheduler/decisions/sweep_state.h"
+#include "scheduler/protocol/messages.pb.h"
 
 namespace saesweep::scheduler {
 
-struct Recovered {};  // the journal was opened: nobody holds a lease any more
+inline constexpr std::chrono::seconds kLease{60};
+inline constexpr std::chrono::seconds kHeartbeat{1};
+inline constexpr std::chrono::seconds kSuspectAfter{10};  // of silence: no new work
+inline constexpr std::chrono::seconds kLostAfter{30};     // of silence: its runs go to others
+inline constexpr std::uint32_t kMostTrainTasks = 64;      // of a run
+inline constexpr std::uint32_t kMostEvaluateTasks = 16;
+inline constexpr std::uint32_t kDeathsBeforeSplit = 2;  // of a run of several tasks
+inline constexpr std::uint32_t kDeathsOfOne = 3;        // of a task by itself: given up
+inline constexpr std::uint32_t kMostOutOfMemory = 3;    // of a task by itself
+inline constexpr std::uint32_t kMostRetries = 10;       // without a checkpoint in between
+
+// What happened.
+struct ProcessBegins {};
 struct Submission {
   journal::Sweep sweep;
-  std::vector<journal::Task> tasks;
+  std::vector<journal::TaskSpec> tasks;  // all of the sweep's; what is needed before who needs it
+  std::set<std::string> lost;            // succeeded before, but their artifacts are gone
 };
-struct WorkerLost {  // an agent said BYE or was not heard of for too long
-  std::string peer;
+struct Tick {
+  Duration stalled{};  // how late we were to look: nobody else's silence
+  bool may_place = true;
 };
-struct AssignAnswer {
-  std::string peer;
-  protocol::AssignReply reply;
-};
-struct RunStarted {
-  protocol::Started started;
-};
-struct CheckpointHeard {
-  protocol::Checkpointed checkpointed;
-};
+struct StopAsked {};
 struct ResultHeard {
-  std::string peer;
   protocol::TaskResult result;
-  bool artifacts_there = true;  // of a result that names some
+  bool artifacts_are_there = true;
 };
-struct ControlAnswer {
-  protocol::ControlDone done;
+using Heard =
+    std::variant<ProcessBegins, Submission, Tick, StopAsked, ResultHeard, protocol::Hello,
+                 protocol::Heartbeat, protocol::AssignReply, protocol::Started, protocol::Progress,
+                 protocol::Checkpointed, protocol::ControlDone, protocol::Bye>;
+struct Message {
+  std::string peer;  // session of a worker; empty for our own
+  Heard heard;
 };
-struct PlaceWork {};  // give what is ready to who is free
-
-using Message = std::variant<Recovered, Submission, WorkerLost, AssignAnswer, RunStarted,
-                             CheckpointHeard, ResultHeard, ControlAnswer, PlaceWork>;
 
 struct Reply {
   std::string peer;
-  protocol::MessageType type = protocol::MessageType::kResultAck;
-  std::variant<protocol::ResultAck, protocol::Assign, protocol::Control> body;
+  std::variant<protocol::Welcome, protocol::Reject, protocol::HeartbeatAck, protocol::Assign,
+               protocol::ResultAck, protocol::Control>
+      body;
 };
 
 struct Decision {
-  std::vector<journal::Event> events;
+  std::vector<journal::Event> events;  // without sequence and time
   std::vector<Reply> replies;
-  std::optional<Error> stop;  // nothing can go on: pause what runs and say why
+  std::optional<Error> halt;  // nothing can go on: a full disk
 };
 
-Decision decide(const SweepState& state, const Message& heard, TimePoint now);
+Decision decide(const SweepState& state, const Message& message, TimePoint now);
 
-// How many members a run may have.
-inline constexpr std::size_t kMaxTrainMembers = 64;
-inline constexpr std::size_t kMaxEvaluateMembers = 16;
-// Deaths of a run that count: then a run of several is split, and a task alone is given up.
-inline constexpr std::uint32_t kDeathsToSplit = 2;
-inline constexpr std::uint32_t kDeathsToGiveUp = 3;
-inline constexpr std::uint32_t kRetriesAlone = 3;
+// Which runs go to whom now. Part of deciding on a tick.
+void place(const SweepState& state, TimePoint now, Decision& decision);
+
+// One row of a sweep: what became of it, as far as it is known.
+struct SubjectOutcome {
+  std::string state;  // done | diverged | failed | unfinished
+  std::string reason;
+};
+SubjectOutcome outcome_of(const SweepState& state, const journal::Subject& subject);
 
 }  // namespace saesweep::scheduler

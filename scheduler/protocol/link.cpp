@@ -179,6 +179,7 @@ WorkerLink::Polled WorkerLink::poll(std::chrono::milliseconds timeout,
       continue;
     }
     if (!state_->peer.accept(*header)) continue;
+    state_->peer.confirm();
     polled.heard.push_back({"", header->type, frames[1].to_string()});
   }
   for (const OutgoingFrame& frame : state_->peer.due(now()))
@@ -245,6 +246,10 @@ void SchedulerLink::resend_after(const std::string& peer, std::uint64_t seq) {
 std::uint64_t SchedulerLink::last_received(const std::string& peer) const {
   const auto found = state_->peers.find(peer);
   return found == state_->peers.end() ? 0 : found->second.reliable.last_received();
+}
+
+void SchedulerLink::confirm() {
+  for (auto& [id, peer] : state_->peers) peer.reliable.confirm();
 }
 
 void SchedulerLink::forget(const std::string& peer) { state_->peers.erase(peer); }

@@ -72,6 +72,8 @@ class SchedulerLink {
                     const google::protobuf::MessageLite& body, bool reliable);
   void resend_after(const std::string& peer, std::uint64_t seq);
   std::uint64_t last_received(const std::string& peer) const;
+  // What was heard so far is durable: only now is it acknowledged.
+  void confirm();
   void forget(const std::string& peer);
 
   std::vector<HeardMessage> poll(std::chrono::milliseconds timeout);

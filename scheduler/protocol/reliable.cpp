@@ -15,7 +15,7 @@ Header ReliablePeer::header(MessageType type, std::uint8_t flags, std::uint64_t 
   header.flags = flags;
   header.session = session_;
   header.seq = seq;
-  header.ack = received_;
+  header.ack = confirmed_;
   header.credit = kCredit;
   return header;
 }
@@ -59,7 +59,7 @@ std::vector<OutgoingFrame> ReliablePeer::due(TimePoint now) {
     waiting.sent = now;
     waiting.wait = std::min(kLongestWait, 2 * waiting.wait);
     waiting.frame.header.flags |= kRetransmission;
-    waiting.frame.header.ack = received_;
+    waiting.frame.header.ack = confirmed_;
     frames.push_back(waiting.frame);
   }
   return frames;
@@ -71,7 +71,7 @@ std::vector<OutgoingFrame> ReliablePeer::resend_after(std::uint64_t seq, TimePoi
   for (Unacked& waiting : unacked_) {
     waiting.sent = now;
     waiting.frame.header.flags |= kRetransmission;
-    waiting.frame.header.ack = received_;
+    waiting.frame.header.ack = confirmed_;
     frames.push_back(waiting.frame);
   }
   return frames;

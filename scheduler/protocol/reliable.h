@@ -38,6 +38,8 @@ class ReliablePeer {
   // True if the message is to be delivered: the next in order, or an unreliable one. A repeated one
   // is not, nor one after a gap, which will be sent again.
   bool accept(const Header& header);
+  // From here on headers acknowledge what was accepted: what it said is durable now.
+  void confirm() { confirmed_ = received_; }
 
   // What should be sent again now.
   std::vector<OutgoingFrame> due(TimePoint now);
@@ -45,6 +47,7 @@ class ReliablePeer {
   std::vector<OutgoingFrame> resend_after(std::uint64_t seq, TimePoint now);
 
   std::uint64_t last_received() const { return received_; }
+  std::uint64_t last_confirmed() const { return confirmed_; }
   std::size_t unacknowledged() const { return unacked_.size(); }
 
  private:
@@ -60,6 +63,7 @@ class ReliablePeer {
   Duration patience_;
   std::uint64_t next_seq_ = 1;
   std::uint64_t received_ = 0;
+  std::uint64_t confirmed_ = 0;  // of these, what is acknowledged
   std::uint32_t peer_credit_ = kCredit;
   std::deque<Unacked> unacked_;
   std::size_t unacked_bytes_ = 0;

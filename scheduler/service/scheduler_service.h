@@ -27,27 +27,28 @@ namespace saesweep::scheduler {
 // absolute paths of artifacts that are there.
 struct SubjectResult {
   bool baseline = false;
-  std::uint32_t number = 0;        // trials: in the sweep
-  std::string identity;            // 64 hex digits
-  Json spec;                       // TrialSpec::to_json() or BaselineSpec::to_json()
-  std::string state;               // done | diverged | failed | stopped | cancelled | unfinished
-  std::string reason;              // of every state but done
-  std::uint64_t tokens = 0;        // trained on
-  Json train_summary = Json::object();               // of the train task's result
-  std::map<std::string, std::filesystem::path> files; // sae.safetensors, config.json, curve.csv
-  std::vector<Json> evaluations;   // one per finished evaluation: the summary of its result
-                                   // ({"scores": {...}, "details": ..., "histogram": ...})
+  std::uint32_t number = 0;  // trials: in the sweep
+  std::string identity;      // 64 hex digits
+  Json spec;                 // TrialSpec::to_json() or BaselineSpec::to_json()
+  std::string state;         // done | diverged | failed | stopped | cancelled | unfinished
+  std::string reason;        // of every state but done
+  std::uint64_t tokens = 0;  // trained on
+  Json train_summary = Json::object();                 // of the train task's result
+  std::map<std::string, std::filesystem::path> files;  // sae.safetensors, config.json, curve.csv
+  std::vector<Json> evaluations;  // one per finished evaluation: the summary of its result
+                                  // ({"scores": {...}, "details": ..., "histogram": ...})
 };
 
 struct SweepResult {
   std::string name;
   bool finished = false;
-  double started = 0;              // Unix seconds
+  double started = 0;  // Unix seconds
   std::optional<double> ended;
   std::string effective_yaml;
   std::vector<SubjectResult> subjects;  // trials by number, then baselines
   // train_lm sweeps: the model's files and the quality it reached
-  std::map<std::string, std::filesystem::path> model_files;  // config.json, model.safetensors, training.json
+  std::map<std::string, std::filesystem::path>
+      model_files;  // config.json, model.safetensors, training.json
   Json model_summary = Json::object();
 };
 
@@ -80,8 +81,8 @@ class SchedulerService {
 
   // Serves until every submitted sweep is finished (true) or `stop` was asked and all agents have
   // checkpointed and said BYE, or did not within 40 s (false).
-  // Errors: kResourceExhausted when the journal's disk is full, kUnavailable when it fails: what ran
-  // was told to checkpoint.
+  // Errors: kResourceExhausted when the journal's disk is full, kUnavailable when it fails: what
+  // ran was told to checkpoint.
   Result<bool> run(std::stop_token stop);
 
   // Of the sweep as the journal has it. Any thread, after run() has returned.

@@ -1,0 +1,142 @@
+#include "scheduler/service/state_store.h"
+
+#include <functional>
+#include <map>
+
+#include "core/check.h"
+
+namespace saesweep::scheduler {
+namespace {
+
+constexpr std::uint32_t kVersion = 1;
+constexpr const char* kMeta = "meta";
+constexpr const char* kSweep = "sweep";
+constexpr const char* kTask = "task";
+constexpr const char* kRun = "run";
+constexpr const char* kEvent = "event";
+constexpr const char* kMetaKey = "state";
+
+std::string key_of(std::uint64_t number) { return fmt::format("{:016x}", number); }
+
+template <class Object>
+Result<void> read_family(const storage::Journal& journal, const char* family,
+                         const std::function<void(Object)>& take) {
+  std::string broken;
+  SAE_TRY_VOID(journal.scan(family, "", [&](std::string_view key, std::string_view value) {
+    Object object;
+    if (!object.ParseFromArray(value.data(), static_cast<int>(value.size()))) {
+      broken = key;
+      return false;
+    }
+    take(std::move(object));
+    return true;
+  }));
+  if (!broken.empty())
+    return fail(ErrorCode::kCorrupted, "the journal's {} {} cannot be read", family, broken);
+  return {};
+}
+
+// Every object as its row.
+using Rows = std::map<std::string, std::string>;
+Rows rows_of(const SweepState& state) {
+  Rows rows;
+  rows[fmt::format("{} {}", kMeta, kMetaKey)] = state.meta().SerializeAsString();
+  for (const auto& [name, sweep] : state.sweeps())
+    rows[fmt::format("{} {}", kSweep, name)] = sweep.SerializeAsString();
+  for (const auto& [id, task] : state.tasks())
+    rows[fmt::format("{} {}", kTask, id)] = task.SerializeAsString();
+  for (const auto& [id, run] : state.runs())
+    rows[fmt::format("{} {}", kRun, key_of(id))] = run.SerializeAsString();
+  return rows;
+}
+
+}  // namespace
+
+Result<StateStore> StateStore::open(const std::filesystem::path& journal, Mode mode) {
+  SAE_TRY(storage::Journal opened,
+          storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
+                                           .version = kVersion,
+                                           .read_only = mode == Mode::kReadOnly}));
+  StateStore store(std::move(opened));
+  SAE_TRY_VOID(store.load());
+  return store;
+}
+
+Result<void> StateStore::load() {
+  SAE_TRY_VOID(read_family<journal::Meta>(
+      journal_, kMeta, [this](journal::Meta meta) { state_.load(std::move(meta)); }));
+  SAE_TRY_VOID(read_family<journal::Sweep>(
+      journal_, kSweep, [this](journal::Sweep sweep) { state_.load(std::move(sweep)); }));
+  SAE_TRY_VOID(read_family<journal::Task>(
+      journal_, kTask, [this](journal::Task task) { state_.load(std::move(task)); }));
+  SAE_TRY_VOID(read_family<journal::Run>(
+      journal_, kRun, [this](journal::Run run) { state_.load(std::move(run)); }));
+  state_.settle_indexes();
+  return {};
+}
+
+void StateStore::apply(std::vector<journal::Event> events, double unix_time) {
+  for (journal::Event& event : events) {
+    if (is_passing(event)) {
+      state_.apply(event);
+      continue;
+    }
+    event.set_sequence(state_.meta().last_event() + 1);
+    event.set_time(unix_time);
+    state_.apply(event, &changes_);
+    pending_.push_back(std::move(event));
+  }
+}
+
+Result<void> StateStore::commit() {
+  if (pending_.empty()) return {};
+  if (failed_) SAE_TRY_VOID(journal_.reopen());
+  std::vector<storage::JournalWrite> batch;
+  for (const journal::Event& event : pending_)
+    batch.push_back({kEvent, key_of(event.sequence()), event.SerializeAsString()});
+  if (changes_.meta) batch.push_back({kMeta, kMetaKey, state_.meta().SerializeAsString()});
+  for (const std::string& name : changes_.sweeps)
+    batch.push_back({kSweep, name, state_.sweeps().at(name).SerializeAsString()});
+  for (const std::string& id : changes_.tasks)
+    batch.push_back({kTask, id, state_.tasks().at(id).SerializeAsString()});
+  for (const std::uint64_t id : changes_.runs) {
+    const journal::Run* run = state_.find_run(id);
+    batch.push_back({kRun, key_of(id),
+                     run == nullptr ? std::nullopt : std::optional(run->SerializeAsString())});
+  }
+  auto committed = journal_.commit(batch);
+  failed_ = !committed;
+  if (!committed) return committed;
+  pending_.clear();
+  changes_ = {};
+  return {};
+}
+
+Result<std::vector<std::string>> verify_journal(const std::filesystem::path& journal) {
+  SAE_TRY(storage::Journal opened,
+          storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
+                                           .version = kVersion,
+                                           .read_only = true}));
+  SweepState folded;
+  SAE_TRY_VOID(read_family<journal::Event>(opened, kEvent,
+                                           [&](journal::Event event) { folded.apply(event); }));
+  Rows stored;
+  for (const char* family : {kMeta, kSweep, kTask, kRun})
+    SAE_TRY_VOID(opened.scan(family, "", [&](std::string_view key, std::string_view value) {
+      stored[fmt::format("{} {}", family, key)] = value;
+      return true;
+    }));
+  std::vector<std::string> differences;
+  const Rows expected = rows_of(folded);
+  for (const auto& [key, value] : expected)
+    if (const auto found = stored.find(key); found == stored.end())
+      differences.push_back(fmt::format("{}: the events make it, but it is not stored", key));
+    else if (found->second != value)
+      differences.push_back(fmt::format("{}: is not what the events make of it", key));
+  for (const auto& [key, value] : stored)
+    if (!expected.contains(key))
+      differences.push_back(fmt::format("{}: is stored, but no event makes it", key));
+  return differences;
+}
+
+}  // namespace saesweep::scheduler
