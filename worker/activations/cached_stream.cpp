@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/check.h"
+#include "core/log.h"
 
 namespace saesweep::worker {
 namespace {
@@ -27,8 +28,8 @@ Result<std::unique_ptr<CachedStream>> CachedStream::open(const sweeps::StreamSpe
                                                          std::unique_ptr<Harvester> harvester,
                                                          FetchChunk fetch, StreamEvents events) {
   SAE_TRY(ChunkPlan plan, ChunkPlan::make(spec, harvester->documents(), harvester->d_in()));
-  std::unique_ptr<CachedStream> stream(new CachedStream(
-      spec, std::move(harvester), std::move(plan), std::move(fetch), std::move(events)));
+  std::unique_ptr<CachedStream> stream(new CachedStream(spec, std::move(harvester), std::move(plan),
+                                                        std::move(fetch), std::move(events)));
   if (spec.normalize != sweeps::Normalize::kNone) SAE_TRY_VOID(stream->measure_norm_factor());
   return stream;
 }
@@ -54,8 +55,13 @@ Result<void> CachedStream::load_group(std::uint64_t pass, std::uint64_t group) {
       if (events_.harvested) events_.harvested(harvested);
       return harvested;
     };
-    const auto fetched =
-        fetch_ ? fetch_(piece.chunk, chunk_, harvest) : harvest(std::span(chunk_));
+    auto fetched = fetch_ ? fetch_(piece.chunk, chunk_, harvest) : harvest(std::span(chunk_));
+    // What a cache holds is not ours to trust.
+    if (fetch_ && fetched && *fetched < piece.first + piece.count) {
+      log::warn("stream.short_chunk index={} rows={} needed={}", piece.chunk, *fetched,
+                piece.first + piece.count);
+      fetched = harvest(std::span(chunk_));
+    }
     if (!fetched) return fail(fetched.error());
     SAE_CHECK(piece.first + piece.count <= *fetched, "chunk {} has {} rows, {} are needed",
               piece.chunk, *fetched, piece.first + piece.count);

@@ -41,10 +41,11 @@ Result<ChunkPlan> ChunkPlan::make(const sweeps::StreamSpec& stream, const Docume
     plan.rows_ += rows;
   }
   if (plan.rows_ < stream.tokens)
-    return fail(ErrorCode::kInvalidArgument,
-                "activations.tokens: {} asked for, but the training documents of `data` have {}; at "
-                "most {} tokens, or more documents, would be right",
-                stream.tokens, plan.rows_, plan.rows_);
+    return fail(
+        ErrorCode::kInvalidArgument,
+        "activations.tokens: {} asked for, but the training documents of `data` have {}; at "
+        "most {} tokens, or more documents, would be right",
+        stream.tokens, plan.rows_, plan.rows_);
   plan.group_rows_ = stream.shuffle_rows > 0
                          ? stream.shuffle_rows
                          : std::min(kMaxGroupRows, power_of_two_within(row_bytes, kMaxGroupBytes));
@@ -57,8 +58,7 @@ std::vector<std::uint64_t> ChunkPlan::documents_of(std::uint32_t chunk) const {
   const std::uint64_t first = chunk * documents_per_chunk_;
   const std::uint64_t last = std::min(documents_->count(), first + documents_per_chunk_);
   for (std::uint64_t position = first; position < last; ++position) {
-    const std::uint64_t document =
-        shuffle_ == sweeps::Shuffle::kFull ? order_(position) : position;
+    const std::uint64_t document = shuffle_ == sweeps::Shuffle::kFull ? order_(position) : position;
     if (!documents_->held_out(document)) chosen.push_back(document);
   }
   return chosen;

@@ -46,8 +46,11 @@ class ModelHarvester final : public Harvester {
       SAE_CHECK(count * size_of(dtype_) <= out.size(), "chunk {} has {} values", chunk, count);
       store(rows.const_data_ptr<float>(), count, dtype_, out.data());
       return static_cast<std::uint32_t>(rows.size(0));
-    } catch (const c10::OutOfMemoryError& error) {
-      return fail(ErrorCode::kResourceExhausted, "harvest of chunk {}: {}", chunk, error.what());
+    } catch (const c10::Error& error) {
+      // Names and shapes were checked before; what is left to go wrong is an allocation, which on a
+      // CPU is no c10::OutOfMemoryError.
+      return fail(ErrorCode::kResourceExhausted, "harvest of chunk {}: {}", chunk,
+                  error.what_without_backtrace());
     } catch (const std::bad_alloc&) {
       return fail(ErrorCode::kResourceExhausted, "harvest of chunk {}: out of memory", chunk);
     }
@@ -144,8 +147,7 @@ Result<std::unique_ptr<Harvester>> make_harvester(const sweeps::StreamSpec& stre
 
 Result<std::unique_ptr<Harvester>> make_harvester(
     const sweeps::StreamSpec& stream, std::shared_ptr<const ActivationDocuments> documents) {
-  return std::unique_ptr<Harvester>(
-      std::make_unique<FileHarvester>(stream, std::move(documents)));
+  return std::unique_ptr<Harvester>(std::make_unique<FileHarvester>(stream, std::move(documents)));
 }
 
 }  // namespace saesweep::worker

@@ -1,5 +1,5 @@
-// Activations that somebody else harvested, as documents: runs of consecutive rows of a tensor in one
-// safetensors file or a folder of them.
+// Activations that somebody else harvested, as documents: runs of consecutive rows of a tensor in
+// one safetensors file or a folder of them.
 #include <algorithm>
 #include <bit>
 #include <cmath>

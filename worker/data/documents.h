@@ -1,5 +1,5 @@
-// The documents of a data set: token sequences (games), or runs of rows of activations somebody else
-// harvested. Which are held out for evaluation depends on their content alone.
+// The documents of a data set: token sequences (games), or runs of rows of activations somebody
+// else harvested. Which are held out for evaluation depends on their content alone.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,8 @@ class Documents {
 class TokenDocuments final : public Documents {
  public:
   // Generates `data` (source othello) with up to `threads` threads; the same bytes for any number.
+  // Errors: kInvalidArgument (another source, a board or number of games that cannot be);
+  // kResourceExhausted.
   static Result<std::shared_ptr<const TokenDocuments>> open(const sweeps::DataSpec& data,
                                                             double holdout, int context,
                                                             unsigned threads);

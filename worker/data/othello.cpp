@@ -71,8 +71,8 @@ Rules::Rules(int size) : size_(size) {
   for (int row = 0; row < size; ++row) {
     for (int column = 0; column < size; ++column) {
       board_ |= Bits{1} << (8 * row + column);
-      const bool is_centre = (row == centre || row == centre + 1) &&
-                             (column == centre || column == centre + 1);
+      const bool is_centre =
+          (row == centre || row == centre + 1) && (column == centre || column == centre + 1);
       if (is_centre) continue;
       const auto square = static_cast<std::size_t>(size * row + column);
       token_of_[square] = static_cast<std::int8_t>(token);
@@ -120,8 +120,8 @@ std::uint64_t Rules::perft(const Position& position, int plies) const {
   const Bits other = position.black_to_move ? position.white : position.black;
   Bits moves = legal_moves(own, other, board_);
   if (moves == 0) {
-    // A skipped turn is a ply, unless the game is over.
-    if (legal_moves(other, own, board_) == 0) return 0;
+    // A skipped turn is a ply. A game that is over is one leaf, however deep the count goes.
+    if (legal_moves(other, own, board_) == 0) return 1;
     Position skipped = position;
     skipped.black_to_move = !position.black_to_move;
     return perft(skipped, plies - 1);
@@ -145,21 +145,19 @@ int Rules::square_of(Bits move) const {
   return size_ * (bit / 8) + bit % 8;
 }
 
-Bits Rules::bit_of(int square) const {
-  return Bits{1} << (8 * (square / size_) + square % size_);
-}
+Bits Rules::bit_of(int square) const { return Bits{1} << (8 * (square / size_) + square % size_); }
 
 int Rules::token_of(int square) const { return token_of_[static_cast<std::size_t>(square)]; }
 
 int Rules::square_of_token(int token) const {
-  return token <= 0 || token > max_moves() ? -1
-                                           : square_of_token_[static_cast<std::size_t>(token)];
+  return token <= 0 || token > max_moves() ? -1 : square_of_token_[static_cast<std::size_t>(token)];
 }
 
 Game play_uniform(const Rules& rules, std::uint64_t seed, std::uint64_t index) {
-  Rng rng(seed, rules.size() == 8   ? "othello.uniform.8"
-                : rules.size() == 6 ? "othello.uniform.6"
-                                    : "othello.uniform.4",
+  Rng rng(seed,
+          rules.size() == 8   ? "othello.uniform.8"
+          : rules.size() == 6 ? "othello.uniform.6"
+                              : "othello.uniform.4",
           index);
   Game game;
   game.moves.reserve(static_cast<std::size_t>(rules.max_moves()));

@@ -4,8 +4,8 @@
 // silently; the game ends when nobody can move. Start: the centre squares (s/2-1, s/2-1) and
 // (s/2, s/2) are white, the other two black.
 // Tokens: 0 is padding; 1.. are the non-centre squares in ascending order.
-// Source of rules, tokens and labels: Li et al., "Emergent world representations" (2023) and Nanda's
-// mine/yours labels; the golden values of the tests were counted independently.
+// Source of rules, tokens and labels: Li et al., "Emergent world representations" (2023) and
+// Nanda's mine/yours labels; the golden values of the tests were counted independently.
 #pragma once
 
 #include <array>
@@ -33,17 +33,18 @@ class Rules {
   int context() const { return max_moves() - 1; }  // inputs of a full game: all moves but the last
 
   Position start() const;
-  Bits legal(const Position& position) const;      // moves of the side to move
+  Bits legal(const Position& position) const;  // moves of the side to move
   // Plays a legal move (a single bit); the turn passes, skipping a side that cannot move. When
   // nobody can move the side to move is whoever would have been next, and legal() is 0.
   Position play(const Position& position, Bits move) const;
-  // Games of exactly `plies` moves from the start, a skipped turn counting as a ply.
+  // Lines of `plies` plies from the start, a skipped turn counting as a ply and a game that ended
+  // earlier as one line: the tables of engine authors.
   std::uint64_t perft(int plies) const;
 
-  int square_of(Bits move) const;                  // single bit -> size * row + column
+  int square_of(Bits move) const;  // single bit -> size * row + column
   Bits bit_of(int square) const;
-  int token_of(int square) const;                  // -1 for a centre square
-  int square_of_token(int token) const;            // -1 for padding or an id out of range
+  int token_of(int square) const;        // -1 for a centre square
+  int square_of_token(int token) const;  // -1 for padding or an id out of range
 
  private:
   std::uint64_t perft(const Position& position, int plies) const;
@@ -54,9 +55,9 @@ class Rules {
 };
 
 struct Game {
-  std::vector<std::uint8_t> moves;    // squares
-  std::vector<bool> black_moved;      // who made each
-  std::vector<double> log_legal;      // ln(number of legal moves) before each
+  std::vector<std::uint8_t> moves;  // squares
+  std::vector<bool> black_moved;    // who made each
+  std::vector<double> log_legal;    // ln(number of legal moves) before each
 };
 
 // Game number `index` of the collection `seed`: depends on (size, seed, index) alone.

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
+#include <new>
+#include <stdexcept>
 #include <thread>
 
 #include "core/digest.h"
@@ -34,9 +37,22 @@ Result<std::shared_ptr<const TokenDocuments>> TokenDocuments::open(const sweeps:
   // Tokens kept of a game: its inputs and the target of the last one.
   documents->stride_ = static_cast<std::size_t>(documents->context_) + 1;
   const std::uint64_t count = data.games;
-  documents->tokens_.assign(count * documents->stride_, 0);
-  documents->lengths_.assign(count, 0);
-  std::vector<std::uint8_t> held_out(count, 0);
+  std::vector<std::uint8_t> held_out;
+  const auto too_many = [&] {
+    return fail(ErrorCode::kResourceExhausted,
+                "data.games: {} games need more memory than there is", count);
+  };
+  if (count > std::numeric_limits<std::uint64_t>::max() / documents->stride_) return too_many();
+  try {
+    documents->tokens_.assign(count * documents->stride_, 0);
+    documents->lengths_.assign(count, 0);
+    documents->held_out_.assign(count, false);
+    held_out.assign(count, 0);
+  } catch (const std::bad_alloc&) {
+    return too_many();
+  } catch (const std::length_error&) {
+    return too_many();
+  }
 
   // Fixed blocks, so that sums have the same order for any number of threads.
   constexpr std::uint64_t kBlock = 4096;
@@ -58,7 +74,8 @@ Result<std::shared_ptr<const TokenDocuments>> TokenDocuments::open(const sweeps:
         }
       }
       documents->lengths_[i] = static_cast<std::uint8_t>(length);
-      static_assert(std::endian::native == std::endian::little, "hashes are of little-endian words");
+      static_assert(std::endian::native == std::endian::little,
+                    "hashes are of little-endian words");
       held_out[i] = is_held_out(std::as_bytes(std::span(content, length)), holdout);
     }
   };
@@ -71,7 +88,6 @@ Result<std::shared_ptr<const TokenDocuments>> TokenDocuments::open(const sweeps:
         for (std::uint64_t block = worker; block < blocks; block += workers) make_block(block);
       });
   }
-  documents->held_out_.resize(count);
   for (std::uint64_t i = 0; i < count; ++i) {
     documents->held_out_[i] = held_out[i] != 0;
     if (held_out[i] != 0) documents->held_out_list_.push_back(i);

@@ -6,9 +6,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <numbers>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -303,23 +304,36 @@ Result<void> LmTrainer::load(const std::filesystem::path& path) {
   };
   if (value("identity") != spec_.identity().hex())
     return fail(ErrorCode::kCorrupted, "{} is a checkpoint of another job", path.string());
-  const auto restore = [&](const std::string& key, at::Tensor& target) -> Result<void> {
+  const auto number = [&](const char* key) -> Result<std::uint64_t> {
+    const std::string text = value(key);
+    std::uint64_t parsed = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+    if (error != std::errc() || end != text.data() + text.size())
+      return fail(ErrorCode::kCorrupted, "{}: {} is \"{}\"", path.string(), key, text);
+    return parsed;
+  };
+  SAE_TRY(const std::uint64_t step, number("step"));
+  SAE_TRY(const std::uint64_t tokens, number("tokens"));
+
+  // Everything is read before anything changes.
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // to, from
+  const auto restore = [&](const std::string& key, const at::Tensor& target) -> Result<void> {
     const auto* view = file.find(key);
     if (view == nullptr || view->dtype != "F32" || view->shape != target.sizes().vec())
       return fail(ErrorCode::kCorrupted, "{}: no tensor \"{}\" of the right shape", path.string(),
                   key);
-    SAE_TRY(const at::Tensor tensor, to_float_tensor(*view, key));
-    target.detach().copy_(tensor);
+    SAE_TRY(at::Tensor tensor, to_float_tensor(*view, key));
+    copies.emplace_back(target.detach(), std::move(tensor));
     return {};
   };
-  for (auto& [name, weight] : model_.weights()) {
+  for (const auto& [name, weight] : model_.weights()) {
     SAE_TRY_VOID(restore("weight/" + name, weight));
     SAE_TRY_VOID(restore("m/" + name, first_moment_.at(name)));
     SAE_TRY_VOID(restore("v/" + name, second_moment_.at(name)));
   }
-  char* end = nullptr;
-  step_ = std::strtoull(value("step").c_str(), &end, 10);
-  tokens_ = std::strtoull(value("tokens").c_str(), &end, 10);
+  for (auto& [to, from] : copies) to.copy_(from);
+  step_ = step;
+  tokens_ = tokens;
   return {};
 }
 

@@ -40,7 +40,7 @@ class LmTrainer {
  public:
   // Errors: kInvalidArgument (heads that do not divide d_model, no training games, ...).
   static Result<LmTrainer> create(const sweeps::TrainLmSpec& spec, ThreadPool& pool);
-  // The newest state written by save(). Errors: kNotFound; kCorrupted.
+  // A state written by save(). Errors: kNotFound; kCorrupted, after which this is as it was before.
   Result<void> load(const std::filesystem::path& file);
   // Everything a bit-exact resume needs, written atomically.
   Result<void> save(const std::filesystem::path& file) const;

@@ -9,6 +9,7 @@
 #include <limits>
 #include <set>
 #include <string_view>
+#include <utility>
 
 #include "core/check.h"
 #include "core/files.h"
@@ -198,13 +199,36 @@ Result<TransformerConfig> TransformerConfig::from_json(const Json& json) {
   if (!(config.layer_norm_epsilon > 0))
     return fail(ErrorCode::kInvalidArgument, "config.json: layer_norm_epsilon {}",
                 config.layer_norm_epsilon);
+  // Variants of GPT-2 that this forward pass does not compute.
+  const std::pair<const char*, bool> computed[] = {{"scale_attn_weights", true},
+                                                   {"scale_attn_by_inverse_layer_idx", false},
+                                                   {"add_cross_attention", false}};
+  for (const auto& [key, value] : computed)
+    if (json.contains(key) && json[key] != value)
+      return fail(ErrorCode::kInvalidArgument, "config.json: {} is {}; {} would be right", key,
+                  json[key].dump(), value);
   return config;
 }
 
+namespace {
+
+Result<TransformerConfig> read_config(const std::filesystem::path& directory) {
+  const auto path = directory / "config.json";
+  SAE_TRY(const std::string text, read_file(path, 1 << 20));
+  const auto named = [&](const Error& error) {
+    return fail(error.code, "{}: {}", path.string(), error.message);
+  };
+  const auto json = parse_json(text);
+  if (!json) return named(json.error());
+  auto config = TransformerConfig::from_json(*json);
+  if (!config) return named(config.error());
+  return config;
+}
+
+}  // namespace
+
 Result<Transformer> Transformer::load(const std::filesystem::path& directory) {
-  SAE_TRY(const std::string text, read_file(directory / "config.json", 1 << 20));
-  SAE_TRY(const Json json, parse_json(text));
-  SAE_TRY(const TransformerConfig config, TransformerConfig::from_json(json));
+  SAE_TRY(const TransformerConfig config, read_config(directory));
   const auto path = directory / "model.safetensors";
   SAE_TRY(const storage::Safetensors file, storage::Safetensors::open(path));
   Transformer model(config);
@@ -216,7 +240,9 @@ Result<Transformer> Transformer::load(const std::filesystem::path& directory) {
     if (view->shape != shape)
       return fail(ErrorCode::kInvalidArgument, "{}: tensor \"{}\" has shape [{}]; [{}] would be right",
                   path.string(), name, fmt::join(view->shape, ", "), fmt::join(shape, ", "));
-    SAE_TRY(at::Tensor tensor, to_float_tensor(*view, name));
+    auto read = to_float_tensor(*view, name);
+    if (!read) return fail(read.error().code, "{}: {}", path.string(), read.error().message);
+    at::Tensor tensor = std::move(*read);
     if (!at::isfinite(tensor).all().item<bool>())
       return fail(ErrorCode::kInvalidArgument, "{}: tensor \"{}\" has a weight that is not finite",
                   path.string(), name);
@@ -249,9 +275,7 @@ Result<Transformer> Transformer::random(const TransformerConfig& config, std::ui
 Result<Transformer> Transformer::load_or_random(const std::filesystem::path& directory,
                                                 bool random_weights, std::uint64_t seed) {
   if (!random_weights) return load(directory);
-  SAE_TRY(const std::string text, read_file(directory / "config.json", 1 << 20));
-  SAE_TRY(const Json json, parse_json(text));
-  SAE_TRY(const TransformerConfig config, TransformerConfig::from_json(json));
+  SAE_TRY(const TransformerConfig config, read_config(directory));
   return random(config, seed);
 }
 
