@@ -43,6 +43,13 @@ std::string word(const Json& object, const char* key) {
   return value.is_string() ? value.get<std::string>() : std::string();
 }
 
+// The hook whose row it is; a baseline may read another stream (the neurons of the hook's block).
+std::string hook_of(const SubjectResult& subject) {
+  if (subject.baseline && subject.spec.contains("hook")) return word(subject.spec, "hook");
+  const Json stream = member(subject.spec, "stream");
+  return stream.is_object() ? word(stream, "hook") : std::string();
+}
+
 // By architecture, the training keys whose values differ between the trials.
 std::map<std::string, std::set<std::string>> varying_parameters(const SweepResult& sweep) {
   std::map<std::string, Json> first;
@@ -120,7 +127,7 @@ Result<LeaderboardRow> to_row(const SubjectResult& subject,
   const Json training = member(subject.spec, "training");
   const Json stream = member(subject.spec, "stream");
   const Json model = stream.is_object() ? member(stream, "model") : Json();
-  if (stream.is_object()) row.hook = word(stream, "hook");
+  row.hook = hook_of(subject);
   if (model.is_object())
     row.model = fmt::format("{}@{}", word(model, "name"), word(model, "digest").substr(0, 12));
   if (subject.baseline) {
@@ -229,8 +236,7 @@ Result<scheduler::OutContents> to_out_contents(const SweepResult& sweep, const R
           folder.files.push_back({name, file->second, {}});
     } else {
       folder.name = baseline_folder(subject);
-      const Json stream = member(subject.spec, "stream");
-      if (stream.is_object()) folder.hook = word(stream, "hook");
+      folder.hook = hook_of(subject);
     }
     SAE_TRY(std::string scores, scores_json(subject));
     if (!scores.empty()) folder.files.push_back({"scores.json", {}, std::move(scores)});

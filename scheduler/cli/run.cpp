@@ -327,13 +327,15 @@ class Run {
       for (const auto& [key, value] : result.model_summary.items())
         if (value.is_number() || value.is_string())
           fmt::print(people, "{}: {}\n", key, value.dump());
-      fmt::print(people, "model: {}\n", (out_ / "model").string());
+      for (const scheduler::SubjectResult& failed : result.subjects)
+        fmt::print(people, "{}: {}\n", failed.state, printable(failed.reason));
+      if (counts.failed == 0) fmt::print(people, "model: {}\n", (out_ / "model").string());
     } else {
       const bool color = ::isatty(::fileno(people)) == 1;
       fmt::print(people, "{}", scheduler::leaderboard_table(contents->board, {.color = color}));
       fmt::print(people, "report: {}\n", (out_ / "report.html").string());
     }
-    if (counts.failed > 0 && !quiet_)
+    if (counts.failed > 0 && !plan_.train_lm && !quiet_)
       fmt::print(stderr, "{} of the rows above did not finish\n", counts.failed);
     std::fflush(people);
     screen_.hear({{"event", "sweep.finished"},

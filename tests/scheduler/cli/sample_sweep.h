@@ -121,6 +121,9 @@ class SampleSweep {
     sweeps::BaselineSpec spec;
     spec.name = name;
     spec.stream = sample_stream();
+    spec.hook = spec.stream.hook;
+    // Reads another stream than the hook it belongs to.
+    if (name == "identity") spec.stream.hook = "blocks.2.mlp.hook_post";
     spec.training = std::move(training);
     scheduler::SubjectResult& subject = result.subjects.emplace_back();
     subject.baseline = true;
