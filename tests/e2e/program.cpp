@@ -75,6 +75,8 @@ std::vector<pid_t> Program::children(const std::string& name) const {
   std::vector<pid_t> found;
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
+    if (entry.path().filename().string().find_first_not_of("0123456789") != std::string::npos)
+      continue;
     std::istringstream stat(contents(entry.path() / "stat"));
     pid_t pid = 0, parent = 0;
     std::string command, state;

@@ -102,7 +102,7 @@ TEST(Run, OfAChangedFileTrainsOnlyWhatChanged) {
   ASSERT_EQ(scene.run("sweep.yaml", "a").exit_code, 0);
   const auto first = scene.results("a");
   const Finished changed =
-      scene.run("sweep.yaml", "a", {"--json", "--set", "trials.0.k=[4, 8, 12]"});
+      scene.run("sweep.yaml", "a", {"--json", "--set", "trials.2.l1=[0.05, 0.1]"});
   ASSERT_EQ(changed.exit_code, 0) << changed.err;
   std::size_t finished = 0;
   for (const Json& event : events(changed.out))
@@ -122,7 +122,7 @@ TEST(Run, ListsATrialThatDivergesAndKeepsTheOthersBytes) {
   const Finished wild = scene.run(
       "wild.yaml", "wild",
       {"--set",
-       "trials.3={arch: standard, d_sae: 64, l1: 0.05, lr: [0.0003, 1e30], grad_clip: none}"});
+       "trials.3={arch: standard, d_sae: 64, l1: 0.05, lr: [0.0003, 1e60], grad_clip: none}"});
   EXPECT_EQ(wild.exit_code, 1) << wild.err;
   std::size_t diverged = 0;
   for (const Json& row : scene.leaderboard("wild")["rows"]) {
