@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "scheduler/cli/build_info.h"
 #include "scheduler/cli/program.h"
@@ -31,7 +33,15 @@ Result<scheduler::Leaderboard> board_of(const scheduler::SweepResult& sweep,
   if (!flags.filter.empty()) {
     SAE_TRY(const scheduler::Filter filter, scheduler::parse_filter(flags.filter));
     SAE_TRY_VOID(scheduler::check_fields(filter, board.rows));
-    std::erase_if(board.rows, [&](const auto& row) { return !scheduler::matches(filter, row); });
+    std::vector<scheduler::LeaderboardRow> kept;
+    bool before_is_kept = false;
+    for (scheduler::LeaderboardRow& row : board.rows) {
+      const bool keep = scheduler::matches(filter, row);
+      row.tied &= before_is_kept;  // it speaks of the row before
+      before_is_kept = keep;
+      if (keep) kept.push_back(std::move(row));
+    }
+    board.rows = std::move(kept);
   }
   if (!flags.sort.empty()) {
     SAE_TRY(const scheduler::SortKey key, scheduler::parse_sort(flags.sort));
