@@ -1,0 +1,189 @@
+#include "worker/activations/harvest.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/files.h"
+#include "tests/support/temp_dir.h"
+#include "tests/worker/small_model.h"
+#include "worker/tensor_bytes.h"
+
+namespace saesweep::worker {
+namespace {
+
+using test::lively_model;
+using test::same_bytes;
+using test::small_config;
+using test::small_games;
+using testing::HasSubstr;
+
+const std::string kHook = "blocks.1.hook_resid_pre";
+
+struct Scene {
+  std::shared_ptr<const Transformer> model =
+      std::make_shared<const Transformer>(lively_model(small_config()));
+  std::shared_ptr<const TokenDocuments> games = small_games(400, 0.1);
+  sweeps::StreamSpec spec = [] {
+    sweeps::StreamSpec stream;
+    stream.hook = kHook;
+    stream.tokens = 1500;
+    stream.dtype = DType::kFloat32;
+    return stream;
+  }();
+
+  std::unique_ptr<Harvester> harvester(ThreadPool& pool) const {
+    return make_harvester(spec, model, games, pool).value();
+  }
+};
+
+std::vector<std::byte> chunk_bytes(Harvester& harvester, const ChunkPlan& plan, std::uint32_t chunk,
+                                   DType dtype, std::byte fill = {}) {
+  std::vector<std::byte> out(
+      plan.max_chunk_rows() * static_cast<std::size_t>(harvester.d_in()) * size_of(dtype), fill);
+  const auto rows = harvester.harvest(plan, chunk, out);
+  EXPECT_TRUE(rows);
+  out.resize(*rows * static_cast<std::size_t>(harvester.d_in()) * size_of(dtype));
+  return out;
+}
+
+TEST(Harvest, AChunkHasTheSameBytesForAnyNumberOfThreads) {
+  Scene scene;
+  ThreadPool one(1), two(2), three(3);
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    scene.spec.dtype = dtype;
+    const auto harvester = scene.harvester(one);
+    EXPECT_EQ(harvester->d_in(), 16);
+    const ChunkPlan plan = ChunkPlan::make(scene.spec, *scene.games, 16).value();
+    const auto bytes = chunk_bytes(*harvester, plan, 0, dtype);
+    EXPECT_GT(bytes.size(), 1000u);
+    EXPECT_EQ(chunk_bytes(*harvester, plan, 0, dtype, std::byte{0xff}), bytes) << "again";
+    EXPECT_EQ(chunk_bytes(*scene.harvester(two), plan, 0, dtype), bytes);
+    EXPECT_EQ(chunk_bytes(*scene.harvester(three), plan, 0, dtype), bytes);
+  }
+}
+
+// The same chunk, whatever else the stream asks for.
+TEST(Harvest, AChunkHasTheSameBytesInStreamsThatReadDifferentAmountsOfIt) {
+  Scene scene;
+  ThreadPool pool(1);
+  const auto harvester = scene.harvester(pool);
+  const ChunkPlan more = ChunkPlan::make(scene.spec, *scene.games, 16).value();
+  scene.spec.tokens = 40;
+  scene.spec.shuffle_rows = 8;
+  const ChunkPlan less = ChunkPlan::make(scene.spec, *scene.games, 16).value();
+  EXPECT_EQ(chunk_bytes(*harvester, more, 0, DType::kFloat32),
+            chunk_bytes(*harvester, less, 0, DType::kFloat32));
+}
+
+TEST(Harvest, RowsAreTheActivationsOfEachDocumentInOrder) {
+  const Scene scene;
+  ThreadPool pool(2);
+  const auto harvester = scene.harvester(pool);
+  const ChunkPlan plan = ChunkPlan::make(scene.spec, *scene.games, 16).value();
+  const auto bytes = chunk_bytes(*harvester, plan, 0, DType::kFloat32);
+  const float* at = reinterpret_cast<const float*>(bytes.data());
+  std::size_t rows = 0;
+  for (const std::uint64_t document : plan.documents_of(0)) {
+    ASSERT_FALSE(scene.games->held_out(document));
+    const auto tokens = scene.games->tokens(document);
+    const auto length = static_cast<std::int64_t>(tokens.size()) - 1;
+    at::Tensor ids = at::empty({1, length}, at::kLong);
+    for (std::int64_t i = 0; i < length; ++i) ids[0][i] = tokens[static_cast<std::size_t>(i)];
+    ForwardRequest request;
+    request.capture = {kHook};
+    const at::Tensor alone = scene.model->forward(ids, request).captured.at(kHook)[0].contiguous();
+    for (std::int64_t i = 0; i < alone.numel(); ++i, ++at)
+      ASSERT_NEAR(*at, alone.const_data_ptr<float>()[i], 2e-5) << "document " << document;
+    rows += static_cast<std::size_t>(length);
+    if (rows > 500) break;
+  }
+}
+
+TEST(Harvest, Bf16RowsAreTheFp32RowsRounded) {
+  Scene scene;
+  ThreadPool pool(1);
+  const ChunkPlan plan = ChunkPlan::make(scene.spec, *scene.games, 16).value();
+  const auto exact = chunk_bytes(*scene.harvester(pool), plan, 0, DType::kFloat32);
+  // The same documents: this plan's chunks, stored in the other dtype.
+  scene.spec.dtype = DType::kBFloat16;
+  const auto rounded = chunk_bytes(*scene.harvester(pool), plan, 0, DType::kBFloat16);
+  ASSERT_EQ(exact.size(), 2 * rounded.size());
+  for (std::size_t i = 0; i < rounded.size() / 2; ++i) {
+    float value = 0;
+    std::uint16_t bits = 0;
+    std::memcpy(&value, exact.data() + 4 * i, 4);
+    std::memcpy(&bits, rounded.data() + 2 * i, 2);
+    ASSERT_EQ(bits, to_bf16(value));
+  }
+}
+
+TEST(Harvest, ActivationsOfChosenDocumentsAreTheirRowsOneAfterTheOther) {
+  const Scene scene;
+  ThreadPool pool(2);
+  const std::vector<std::uint64_t> chosen = {5, 3, 3, 77, 100, 2, 9,  8, 7, 6,
+                                             5, 4, 3, 2,  1,   0, 20, 21};  // more than one batch
+  const at::Tensor all = activations_of(*scene.model, kHook, *scene.games, chosen, pool);
+  std::int64_t first = 0;
+  for (const std::uint64_t document : chosen) {
+    const auto rows = static_cast<std::int64_t>(scene.games->rows(document));
+    const at::Tensor alone =
+        activations_of(*scene.model, kHook, *scene.games, std::vector{document}, pool);
+    EXPECT_TRUE(at::allclose(all.narrow(0, first, rows), alone, 1e-5, 1e-5));
+    first += rows;
+  }
+  EXPECT_EQ(all.size(0), first);
+  EXPECT_EQ(activations_of(*scene.model, kHook, *scene.games, {}, pool).size(0), 0);
+}
+
+TEST(Harvest, AnUnknownHookAndAModelOfAnotherBoardAreRefused) {
+  Scene scene;
+  ThreadPool pool(1);
+  scene.spec.hook = "blocks.1.hook_resid_per";
+  const auto misspelt = make_harvester(scene.spec, scene.model, scene.games, pool);
+  ASSERT_FALSE(misspelt);
+  EXPECT_THAT(misspelt.error().message, HasSubstr("blocks.1.hook_resid_pre"));
+
+  scene.spec.hook = kHook;
+  TransformerConfig fewer = small_config();
+  fewer.vocabulary = 12;
+  const auto small = std::make_shared<const Transformer>(lively_model(fewer));
+  const auto other_board = make_harvester(scene.spec, small, scene.games, pool);
+  ASSERT_FALSE(other_board);
+  EXPECT_EQ(other_board.error().code, ErrorCode::kInvalidArgument);
+  EXPECT_THAT(other_board.error().message, HasSubstr("13"));
+}
+
+TEST(Harvest, ActivationsFromAFileAreItsRowsInTheDtypeOfTheStream) {
+  ::saesweep::test::TempDir dir;
+  const at::Tensor rows = at::arange(3000 * 4, at::kFloat).view({3000, 4}) / 7;
+  ASSERT_TRUE(
+      write_file_atomically(dir.path() / "a.safetensors", serialize_tensors({{"x", rows}})));
+  sweeps::StreamSpec spec;
+  spec.data.source = "activations";
+  spec.data.path = (dir.path() / "a.safetensors").string();
+  spec.data.tensor = "x";
+  spec.tokens = 3000;
+  spec.shuffle = sweeps::Shuffle::kNone;
+  const std::shared_ptr<const ActivationDocuments> documents =
+      ActivationDocuments::open(spec.data, 0).value();
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    spec.dtype = dtype;
+    const auto harvester = make_harvester(spec, documents).value();
+    EXPECT_EQ(harvester->d_in(), 4);
+    const ChunkPlan plan = ChunkPlan::make(spec, *documents, 4).value();
+    ASSERT_EQ(plan.chunks(), 1u);
+    const auto bytes = chunk_bytes(*harvester, plan, 0, dtype);
+    const at::Tensor expected =
+        dtype == DType::kFloat32 ? rows : rows.to(at::kBFloat16).contiguous();
+    ASSERT_EQ(bytes.size(), expected.nbytes());
+    EXPECT_EQ(std::memcmp(bytes.data(), expected.const_data_ptr(), bytes.size()), 0);
+  }
+}
+
+}  // namespace
+}  // namespace saesweep::worker
