@@ -21,11 +21,6 @@ using metrics::PropertyGroup;
 
 // Games over which a latent's maximum is taken.
 constexpr std::size_t kGamesForMaximum = 1000;
-// Codes kept between sweeps, and entries turned around at once. Where there are more, codes are
-// computed again and latents are taken in several groups.
-constexpr std::size_t kKeptCodes = std::size_t{8} << 20;
-constexpr std::size_t kTurnedCodes = std::size_t{32} << 20;
-
 std::size_t pieces_of(const BoardHalf& half) {
   return (half.games() + kGamesPerPiece - 1) / kGamesPerPiece;
 }
@@ -33,8 +28,8 @@ std::size_t pieces_of(const BoardHalf& half) {
 // The codes of a half, piece by piece, kept where they are few.
 class HalfCodes {
  public:
-  HalfCodes(const BoardHalf& half, const CodeSource& source)
-      : half_(half), source_(source), kept_(pieces_of(half)) {}
+  HalfCodes(const BoardHalf& half, const CodeSource& source, std::size_t room)
+      : half_(half), source_(source), room_(room), kept_(pieces_of(half)) {}
 
   // On any thread; the piece's codes live as long as the returned pointer.
   std::shared_ptr<const SparseCodes> piece(std::size_t index) const {
@@ -56,7 +51,7 @@ class HalfCodes {
  private:
   const BoardHalf& half_;
   const CodeSource& source_;
-  std::size_t room_ = kKeptCodes / 2;  // for each of two halves
+  std::size_t room_;  // for codes to keep
   std::vector<std::shared_ptr<const SparseCodes>> kept_;
 };
 
@@ -115,15 +110,17 @@ class BoardEvaluation {
  public:
   BoardEvaluation(const BoardSample& sample, const CodeSource& source, int version,
                   ThreadPool& pool, const std::function<bool()>& stop,
-                  const std::function<void(std::uint64_t, std::uint64_t)>& progress)
+                  const std::function<void(std::uint64_t, std::uint64_t)>& progress,
+                  const BoardLimits& limits)
       : sample_(sample),
         source_(source),
         version_(version),
         pool_(pool),
         stop_(stop),
         progress_(progress),
-        labels_(sample.labels, source),
-        scores_(sample.scores, source),
+        turned_codes_(limits.turned_codes),
+        labels_(sample.labels, source, limits.kept_codes / 2),
+        scores_(sample.scores, source, limits.kept_codes / 2),
         groups_(property_groups(sample.labels.properties)),
         maximum_(source.latents, 0),
         fit_labels_(source.latents, sample.labels.words),
@@ -205,7 +202,7 @@ class BoardEvaluation {
       // Latents [low, high) are turned around together.
       std::size_t high = low, total = 0;
       std::vector<std::size_t> first(1, 0);
-      while (high < source_.latents && (high == low || total + sizes[high] <= kTurnedCodes)) {
+      while (high < source_.latents && (high == low || total + sizes[high] <= turned_codes_)) {
         total += maximum_[high] > 0 ? sizes[high] : 0;
         first.push_back(total);
         ++high;
@@ -346,6 +343,7 @@ class BoardEvaluation {
   ThreadPool& pool_;
   const std::function<bool()>& stop_;
   const std::function<void(std::uint64_t, std::uint64_t)>& progress_;
+  std::size_t turned_codes_;
   HalfCodes labels_, scores_;
   std::vector<PropertyGroup> groups_;
   std::vector<std::vector<std::uint64_t>> masks_;  // of each group
@@ -358,8 +356,9 @@ class BoardEvaluation {
 
 Result<BoardResult> score_board(const BoardSample& sample, const CodeSource& source, int version,
                                 ThreadPool& pool, const std::function<bool()>& stop,
-                                const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
-  return BoardEvaluation(sample, source, version, pool, stop, progress).run();
+                                const std::function<void(std::uint64_t, std::uint64_t)>& progress,
+                                const BoardLimits& limits) {
+  return BoardEvaluation(sample, source, version, pool, stop, progress, limits).run();
 }
 
 metrics::Scores score_predictions(const BoardHalf& half,

@@ -44,11 +44,19 @@ struct BoardResult {
   Json chosen = Json::object();
 };
 
+// Codes kept between sweeps, and entries turned around at once. Where there are more, codes are
+// computed again and latents are taken in several groups: slower, with the same bytes.
+struct BoardLimits {
+  std::size_t kept_codes = std::size_t{8} << 20;
+  std::size_t turned_codes = std::size_t{32} << 20;
+};
+
 // Errors: kUnavailable when `stop` said so.
 Result<BoardResult> score_board(
     const BoardSample& sample, const CodeSource& source, int version, ThreadPool& pool,
     const std::function<bool()>& stop = {},
-    const std::function<void(std::uint64_t, std::uint64_t)>& progress = {});
+    const std::function<void(std::uint64_t, std::uint64_t)>& progress = {},
+    const BoardLimits& limits = {});
 
 // The same scores of predictions that need neither thresholds nor labels (a linear probe):
 //   predicted: [rows of sample.scores, words]

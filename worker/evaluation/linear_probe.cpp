@@ -7,17 +7,15 @@
 #include <cmath>
 #include <span>
 
-#include "core/philox.h"
 #include "worker/activations/harvest.h"
 
 namespace saesweep::worker {
 namespace {
 
-constexpr std::size_t kEpochs = 5;
 constexpr std::size_t kGamesPerStep = 16;
 constexpr std::size_t kStepsPerPortion = 32;  // harvested together
 constexpr std::uint64_t kKeptBytes = std::uint64_t{256} << 20;
-constexpr double kLearningRate = 1e-3, kDecay = 0.01, kBeta1 = 0.9, kBeta2 = 0.99, kEpsilon = 1e-8;
+constexpr double kDecay = 0.01, kBeta1 = 0.9, kBeta2 = 0.99, kEpsilon = 1e-8;
 
 // Training games and what is true on them, as many as are harvested together.
 struct Portion {
@@ -58,14 +56,14 @@ struct Probe {
     return logits.view({x.size(0), -1, classes}).softmax(-1).view(logits.sizes());
   }
 
-  void step(const at::Tensor& x, const at::Tensor& target, std::size_t number, std::size_t total) {
+  // `progress` from 0 to 1 over the run
+  void step(const at::Tensor& x, const at::Tensor& target, std::size_t number, double progress) {
     const at::Tensor gradient =
         at::mm(x.t(), probabilities(x) - target) / static_cast<double>(x.size(0));
     m.mul_(kBeta1).add_(gradient, 1 - kBeta1);
     v.mul_(kBeta2).addcmul_(gradient, gradient, 1 - kBeta2);
     const auto t = static_cast<double>(number + 1);
-    const double rate =
-        kLearningRate * (1 - static_cast<double>(number) / static_cast<double>(total));
+    const double rate = .1 / std::sqrt(static_cast<double>(x.size(1))) * (1 - progress);
     const at::Tensor denominator = (v / (1 - std::pow(kBeta2, t))).sqrt_().add_(kEpsilon);
     weight.mul_(1 - rate * kDecay);
     weight.addcdiv_(m, denominator, -rate / (1 - std::pow(kBeta1, t)));
@@ -100,9 +98,10 @@ Result<std::vector<std::uint64_t>> probe_predictions(const Transformer& model,
                                                      const std::string& hook,
                                                      const TokenDocuments& documents,
                                                      const BoardHalf& half, ThreadPool& pool,
-                                                     const std::function<bool()>& stop) {
+                                                     const std::function<bool()>& stop,
+                                                     const ProbeRecipe& recipe) {
   std::vector<std::uint64_t> training;
-  for (std::uint64_t i = 0; i < documents.count() && training.size() < kProbeGames; ++i)
+  for (std::uint64_t i = 0; i < documents.count() && training.size() < recipe.games; ++i)
     if (!documents.held_out(i)) training.push_back(i);
   if (training.empty()) return fail(ErrorCode::kInvalidArgument, "no training games for a probe");
 
@@ -130,46 +129,40 @@ Result<std::vector<std::uint64_t>> probe_predictions(const Transformer& model,
   std::array<Probe, 3> probes = {Probe{0, squares, 3, {}, {}, {}},
                                  Probe{2 * squares, squares, 3, {}, {}, {}},
                                  Probe{4 * squares, squares, 1, {}, {}, {}}};
-  for (std::size_t p = 0; p < probes.size(); ++p) {
-    Probe& probe = probes[p];
+  for (Probe& probe : probes) {
     probe.weight =
         at::zeros({width + 1, static_cast<std::int64_t>(squares) * probe.classes}, at::kFloat);
-    Rng rng(0, "baseline.linear_probe", p);
-    float* weights = probe.weight.mutable_data_ptr<float>();
-    for (std::int64_t i = 0; i < width * probe.weight.size(1); ++i)
-      weights[i] = static_cast<float>(rng.normal() / std::sqrt(static_cast<double>(width)));
     probe.m = at::zeros_like(probe.weight);
     probe.v = at::zeros_like(probe.weight);
   }
 
-  const std::size_t total = kEpochs * ((training.size() + kGamesPerStep - 1) / kGamesPerStep);
-  std::size_t step = 0;
-  for (std::size_t epoch = 0; epoch < kEpochs; ++epoch)
-    for (std::size_t index = 0; index < portions; ++index) {
-      if (stop && stop()) return fail(ErrorCode::kUnavailable, "asked to stop");
-      Portion fresh;
-      if (!keep) {
-        fresh = harvest(index);
-      } else if (kept.size() <= index) {
-        kept.push_back(harvest(index));
-      }
-      const Portion& portion = keep ? kept[index] : fresh;
-      const std::size_t games = portion.games.games();
-      const std::size_t steps = (games + kGamesPerStep - 1) / kGamesPerStep;
-      // The three problems side by side, each on one thread.
-      pool.run(static_cast<std::int64_t>(probes.size()), [&](std::int64_t p) {
-        Probe& probe = probes[static_cast<std::size_t>(p)];
-        for (std::size_t i = 0; i < steps; ++i) {
-          const std::size_t end_game = std::min(games, (i + 1) * kGamesPerStep);
-          const std::size_t first = portion.games.first_row[i * kGamesPerStep];
-          const std::size_t count = portion.games.first_row[end_game] - first;
-          probe.step(portion.x.narrow(0, static_cast<std::int64_t>(first),
-                                      static_cast<std::int64_t>(count)),
-                     probe.targets(portion.games, first, count), step + i, total);
-        }
-      });
-      step += steps;
+  for (std::size_t step = 0, index = 0; step < recipe.steps; index = (index + 1) % portions) {
+    if (stop && stop()) return fail(ErrorCode::kUnavailable, "asked to stop");
+    Portion fresh;
+    if (!keep) {
+      fresh = harvest(index);
+    } else if (kept.size() <= index) {
+      kept.push_back(harvest(index));
     }
+    const Portion& portion = keep ? kept[index] : fresh;
+    const std::size_t games = portion.games.games();
+    const std::size_t steps =
+        std::min((games + kGamesPerStep - 1) / kGamesPerStep, recipe.steps - step);
+    // The three problems side by side, each on one thread.
+    pool.run(static_cast<std::int64_t>(probes.size()), [&](std::int64_t p) {
+      Probe& probe = probes[static_cast<std::size_t>(p)];
+      for (std::size_t i = 0; i < steps; ++i) {
+        const std::size_t end_game = std::min(games, (i + 1) * kGamesPerStep);
+        const std::size_t first = portion.games.first_row[i * kGamesPerStep];
+        const std::size_t count = portion.games.first_row[end_game] - first;
+        probe.step(
+            portion.x.narrow(0, static_cast<std::int64_t>(first), static_cast<std::int64_t>(count)),
+            probe.targets(portion.games, first, count), step + i,
+            static_cast<double>(step + i) / static_cast<double>(recipe.steps));
+      }
+    });
+    step += steps;
+  }
   kept.clear();
 
   std::vector<std::uint64_t> predicted(half.rows() * half.words, 0);

@@ -2,10 +2,11 @@
 // answers. The ceiling beside which a dictionary's board scores are read.
 //
 // A softmax over mine, yours and blank for every square (by parity and by who moved), a logistic
-// unit for every square's legality; AdamW (lr 1e-3, falling to 0 over the run, weight decay 0.01,
-// betas 0.9 and 0.99), 5 epochs over the first 10 000 training games, 16 games a step. Source: the
-// probes of Karvonen et al. (arXiv 2408.00113), which take 2 games a step, a constant lr and no
-// bias.
+// unit for every square's legality, each with a bias, on activations scaled to a mean square of 1.
+// AdamW (lr 0.1 / sqrt(width) falling to 0 over the run, weight decay 0.01, betas 0.9 and 0.99)
+// from zeros, 16 games a step, 50 000 games seen: 5 epochs of the first 10 000 training games, more
+// of fewer. Source: the probes of Karvonen et al. (arXiv 2408.00113), which see as many games, 2 a
+// step at a constant lr, without a bias. The problem is convex: both end near the same place.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,10 @@
 
 namespace saesweep::worker {
 
-inline constexpr std::size_t kProbeGames = 10000;
+struct ProbeRecipe {
+  std::size_t games = 10000;  // at most, for training
+  std::size_t steps = 3125;   // of 16 games
+};
 
 // Predictions for the games of `half`: bit sets of properties [rows, words].
 // Errors: kInvalidArgument without training games; kUnavailable when `stop` said so.
@@ -29,6 +33,7 @@ Result<std::vector<std::uint64_t>> probe_predictions(const Transformer& model,
                                                      const std::string& hook,
                                                      const TokenDocuments& documents,
                                                      const BoardHalf& half, ThreadPool& pool,
-                                                     const std::function<bool()>& stop);
+                                                     const std::function<bool()>& stop,
+                                                     const ProbeRecipe& recipe = {});
 
 }  // namespace saesweep::worker
