@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
-#include "saesweep_commit.h"
-#include "saesweep_libraries.h"
+#include "scheduler/cli/commit.h"
+#include "scheduler/cli/libraries.h"
 
 namespace saesweep::cli {
 

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <thread>
+#include <utility>
 
 #include "core/error.h"
 #include "core/result.h"
@@ -13,15 +15,16 @@
 
 namespace saesweep::cli {
 
-// A folder of mode 0700 for sockets, gone with this value.
+// A folder of mode 0700 for sockets, gone with this value. It is locked while its owner lives, so
+// that what a killed process left behind can be told and removed.
 class SocketFolder {
  public:
   // In the temporary directory, or in /tmp where that makes a path longer than a socket may have.
   // Errors: kUnavailable, kResourceExhausted.
   static Result<SocketFolder> make();
-  SocketFolder(SocketFolder&& other) noexcept : path_(std::move(other.path_)) {
-    other.path_.clear();
-  }
+  static Result<SocketFolder> make(const std::filesystem::path& parent);
+  SocketFolder(SocketFolder&& other) noexcept
+      : path_(std::exchange(other.path_, {})), lock_(std::exchange(other.lock_, -1)) {}
   SocketFolder& operator=(SocketFolder&&) = delete;
   ~SocketFolder() { remove(); }
 
@@ -29,8 +32,9 @@ class SocketFolder {
   void remove();
 
  private:
-  explicit SocketFolder(std::filesystem::path path) : path_(std::move(path)) {}
+  SocketFolder(std::filesystem::path path, int lock) : path_(std::move(path)), lock_(lock) {}
   std::filesystem::path path_;
+  int lock_;  // descriptor of the folder
 };
 
 class LocalCluster {

@@ -64,7 +64,7 @@ void Progress::hear(const Json& event, double now_s) {
 }
 
 std::optional<double> Progress::rate_of(const Stage& stage) {
-  if (stage.rate) return stage.rate;
+  if (stage.rate && *stage.rate > 0) return stage.rate;
   if (stage.lately.size() < 2) return std::nullopt;
   const auto& [from_s, from] = stage.lately.front();
   const auto& [to_s, to] = stage.lately.back();
