@@ -1,3 +1,4 @@
+// Documents made of rows that somebody else harvested: dtypes, shards, what is refused.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -1,3 +1,4 @@
+// Games as documents: their tokens, what is held out, what no model can beat.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
