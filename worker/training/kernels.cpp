@@ -10,7 +10,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__)
 #define SAE_VECTOR_CLONES \
-  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SAE_VECTOR_CLONES
 #endif
@@ -107,10 +107,11 @@ SAE_VECTOR_CLONES void adam(const AdamStep& step, const float* __restrict gradie
                             float* __restrict second, std::int64_t n) {
   const float rate = step.rate * step.correction1, root = std::sqrt(step.correction2);
   const float beta1 = step.beta1, beta2 = step.beta2, epsilon = step.epsilon, scale = step.scale;
+  const float rest1 = step.rest1, rest2 = step.rest2;
   for (std::int64_t i = 0; i < n; ++i) {
     const float g = gradient[i] * scale;
-    const float m = beta1 * first[i] + (1 - beta1) * g;
-    const float v = beta2 * second[i] + (1 - beta2) * g * g;
+    const float m = beta1 * first[i] + rest1 * g;
+    const float v = beta2 * second[i] + rest2 * g * g;
     first[i] = m;
     second[i] = v;
     weight[i] -= rate * m / (std::sqrt(v) * root + epsilon);

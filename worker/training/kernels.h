@@ -8,6 +8,12 @@
 
 namespace saesweep::worker::kernels {
 
+// Asks for a row that is about to be read: gathered rows come from where no hardware looks ahead.
+inline void prefetch(const float* x, std::int64_t n) {
+  constexpr std::int64_t kLine = 16;
+  for (std::int64_t i = 0; i < n; i += kLine) __builtin_prefetch(x + i);
+}
+
 // y += a * x
 void axpy(float a, const float* x, float* y, std::int64_t n);
 float dot(const float* x, const float* y, std::int64_t n);
@@ -30,6 +36,7 @@ void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
 
 struct AdamStep {
   float rate, beta1, beta2, epsilon;
+  float rest1, rest2;              // 1 - beta, rounded once
   float correction1, correction2;  // 1 / (1 - beta^t)
   float scale;                     // of the gradient: the clip factor
 };

@@ -26,7 +26,18 @@ class ReluTrainer final : public TrainerBase {
                     0.1F),
         anneals_(spec.architecture == sweeps::Architecture::kPAnneal),
         l1_(spec.l1.value_or(0)),
-        p_(spec.p_start) {}
+        p_(spec.p_start) {
+    if (!anneals_) return;
+    // torch.linspace, with its roundings.
+    const auto n = static_cast<std::int64_t>(spec.n_sparsity_updates);
+    const at::Tensor steps = at::linspace(static_cast<std::int64_t>(spec.anneal_start),
+                                          static_cast<std::int64_t>(spec.anneal_end), n, at::kLong);
+    const at::Tensor values = at::linspace(spec.p_start, spec.p_end, n, at::kFloat);
+    for (std::int64_t i = 0; i < n; ++i) {
+      update_steps_.push_back(static_cast<std::uint64_t>(steps.const_data_ptr<std::int64_t>()[i]));
+      p_values_.push_back(values.const_data_ptr<float>()[i]);
+    }
+  }
 
  private:
   bool weighs_norms() const { return spec_.architecture == sweeps::Architecture::kStandard; }
@@ -35,9 +46,6 @@ class ReluTrainer final : public TrainerBase {
   Json state() const override;
   Result<void> set_state(const Json& json) override;
   void finish_sae(Sae& sae) const override { sae.selection = Sae::Selection::kRelu; }
-
-  std::uint64_t update_step(std::uint64_t index) const;
-  double p_value(std::uint64_t index) const;
 
   // Sums of f^p over a row and what they become: as they are (lp_p) or their 1/p-th power (lp).
   double penalty_of_row(double sum, double p) const {
@@ -48,26 +56,12 @@ class ReluTrainer final : public TrainerBase {
   double l1_;  // rescaled as p falls
   double p_;
   std::optional<double> next_p_;
+  std::vector<std::uint64_t> update_steps_;      // at which p moves on
+  std::vector<double> p_values_;                 // and to what
   std::uint64_t updates_ = 0;                    // of p so far
   std::deque<std::pair<double, double>> queue_;  // mean penalty at p and at next_p
   std::pair<double, double> last_penalties_{};   // of the last pass
 };
-
-std::uint64_t ReluTrainer::update_step(std::uint64_t index) const {
-  const std::uint64_t n = spec_.n_sparsity_updates;
-  if (n <= 1) return spec_.anneal_start;
-  const double from = static_cast<double>(spec_.anneal_start);
-  const double to = static_cast<double>(spec_.anneal_end);
-  return static_cast<std::uint64_t>(from + (to - from) * static_cast<double>(index) /
-                                               static_cast<double>(n - 1));
-}
-
-double ReluTrainer::p_value(std::uint64_t index) const {
-  const std::uint64_t n = spec_.n_sparsity_updates;
-  if (n <= 1) return spec_.p_start;
-  return spec_.p_start +
-         (spec_.p_end - spec_.p_start) * static_cast<double>(index) / static_cast<double>(n - 1);
-}
 
 PassSums ReluTrainer::pass(const at::Tensor& x) {
   const std::int64_t d = d_in(), width = d_sae(), rows = batch();
@@ -79,6 +73,8 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
   at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
   at::Tensor g = at::empty({rows, d}, at::kFloat);  // gradient of the reconstruction
   const at::Tensor norms = weighs_norms() ? parameters_.w_dec.square().sum(1).sqrt() : at::Tensor();
+  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
+  const at::Tensor decoder = operand(parameters_.w_dec);
   const float* norm = norms.defined() ? norms.const_data_ptr<float>() : nullptr;
 
   struct Sums {
@@ -94,18 +90,19 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     at::Tensor rows_in = x_centred.narrow(0, first, count);
     rows_in.copy_(centred(x, first, count));
     at::Tensor codes = f.narrow(0, first, count);
-    codes.copy_(product(rows_in, parameters_.w_enc.t()));
+    multiply(codes, rows_in, encoder_t);
     codes.add_(parameters_.b_enc);
     sum.finite = kernels::all_finite(codes.const_data_ptr<float>(), count * width);
     codes.clamp_min_(0);
-    at::Tensor error = product(codes, parameters_.w_dec);  // [count, d]
+    at::Tensor error = at::empty({count, d}, at::kFloat);
+    multiply(error, codes, decoder);
     error.add_(parameters_.b_dec).sub_(x.narrow(0, first, count));
     sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
     at::Tensor gradient = g.narrow(0, first, count);
     gradient.copy_(error);
     gradient.mul_(2 * inverse_rows);
     at::Tensor d_codes = d_pre.narrow(0, first, count);
-    d_codes.copy_(product(gradient, parameters_.w_dec.t()));
+    multiply(d_codes, gradient, decoder.t());
 
     float* values = codes.mutable_data_ptr<float>();
     float* d_values = d_codes.mutable_data_ptr<float>();
@@ -156,12 +153,13 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
   });
 
   std::vector<char> fired(static_cast<std::size_t>(width), 0);
-  std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(blocks()));
-  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+  std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(product_blocks()));
+  const at::Tensor g_operand = operand(g), x_operand = operand(x_centred);
+  for_product_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     const at::Tensor codes = f.narrow(1, first, count);
     const at::Tensor d_codes = d_pre.narrow(1, first, count);
-    gradients_.w_dec.narrow(0, first, count).copy_(product(codes.t(), g));
-    gradients_.w_enc.narrow(0, first, count).copy_(product(d_codes.t(), x_centred));
+    multiply(gradients_.w_dec.narrow(0, first, count), codes.t(), g_operand);
+    multiply(gradients_.w_enc.narrow(0, first, count), d_codes.t(), x_operand);
     const at::Tensor total = d_codes.sum(0, false, at::kDouble);  // [count]
     gradients_.b_enc.narrow(0, first, count).copy_(total);
     const at::Tensor largest = codes.amax(0);
@@ -220,7 +218,7 @@ void ReluTrainer::keep_bookkeeping() {
     queue_.push_back(last_penalties_);
     if (queue_.size() > kQueue) queue_.pop_front();
   }
-  if (updates_ >= spec_.n_sparsity_updates || step_ < update_step(updates_)) return;
+  if (updates_ >= update_steps_.size() || step_ < update_steps_[updates_]) return;
   if (next_p_) {
     // The penalty stays what it is while p falls.
     double now = 0, next = 0;
@@ -230,8 +228,8 @@ void ReluTrainer::keep_bookkeeping() {
     }
     if (next > 0) l1_ *= now / next;
   }
-  p_ = p_value(updates_);
-  next_p_ = updates_ + 1 < spec_.n_sparsity_updates ? p_value(updates_ + 1) : spec_.p_end;
+  p_ = p_values_[updates_];
+  next_p_ = updates_ + 1 < p_values_.size() ? p_values_[updates_ + 1] : spec_.p_end;
   ++updates_;
 }
 

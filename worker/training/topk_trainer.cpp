@@ -67,11 +67,13 @@ bool TopKTrainer::candidates(const at::Tensor& x, at::Tensor& x_centred, float t
   std::vector<std::vector<Code>> found(static_cast<std::size_t>(tiles()));
   std::vector<char> finite(static_cast<std::size_t>(tiles()), 1);
   std::vector<std::int64_t> counts(static_cast<std::size_t>(batch()), 0);
+  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     auto& out = found[static_cast<std::size_t>(index)];
     at::Tensor rows = x_centred.narrow(0, first, count);
     rows.copy_(centred(x, first, count));
-    at::Tensor z = product(rows, parameters_.w_enc.t());  // [count, d_sae]
+    at::Tensor z = at::empty({count, width}, at::kFloat);
+    multiply(z, rows, encoder_t);
     z.add_(parameters_.b_enc);
     const float* values = z.const_data_ptr<float>();
     if (!kernels::all_finite(values, count * width)) finite[static_cast<std::size_t>(index)] = 0;
@@ -139,6 +141,11 @@ void TopKTrainer::weight_gradients(const SparseCodes& codes, const std::vector<f
       for (std::int64_t at = index.begin(latent); at < index.end(latent); ++at) {
         const auto [row, entry] = index.entry(at);
         const auto e = static_cast<std::size_t>(entry);
+        if (at + 1 < index.end(latent)) {
+          const std::int64_t next = index.entry(at + 1).first;
+          kernels::prefetch(g + next * d, d);
+          kernels::prefetch(x + next * d, d);
+        }
         kernels::axpy(codes.entries[e].value, g + row * d, d_dec, d);
         if (d_codes[e] != 0) kernels::axpy(d_codes[e], x + row * d, d_enc, d);
         bias += d_codes[e];
@@ -177,6 +184,9 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
       std::copy(bias, bias + d, e);
       for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
         const Code& code = codes.entries[static_cast<std::size_t>(at)];
+        if (at + 1 < codes.end(row))
+          kernels::prefetch(decoder + codes.entries[static_cast<std::size_t>(at + 1)].latent * d,
+                            d);
         kernels::axpy(code.value, decoder + code.latent * d, e, d);
       }
       kernels::axpy(-1, values + row * d, e, d);
@@ -262,9 +272,11 @@ double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& err
   std::vector<std::vector<double>> error_columns(static_cast<std::size_t>(tiles()));
   std::vector<double> error_squares(static_cast<std::size_t>(tiles()), 0);
   const float* e = error.const_data_ptr<float>();
+  const at::Tensor encoder_t = operand(encoder).t();
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     const auto at = static_cast<std::size_t>(index);
-    at::Tensor z = product(x_centred.narrow(0, first, count), encoder.t());
+    at::Tensor z = at::empty({count, dead_count}, at::kFloat);
+    multiply(z, x_centred.narrow(0, first, count), encoder_t);
     z.add_(bias);
     std::vector<Code> scratch;
     float hint = 0;
@@ -329,9 +341,11 @@ bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
   // The k * rows-th largest activation of all held-out rows.
   std::vector<float> positive;
   const std::int64_t rows = held_out.size(0);
+  const at::Tensor encoder_t = operand(parameters_.w_enc).t();
   for (std::int64_t first = 0; first < rows; first += kRowsPerTile) {
     const std::int64_t count = std::min(kRowsPerTile, rows - first);
-    at::Tensor z = product(centred(held_out, first, count), parameters_.w_enc.t());
+    at::Tensor z = at::empty({count, d_sae()}, at::kFloat);
+    multiply(z, centred(held_out, first, count), encoder_t);
     z.add_(parameters_.b_enc);
     const float* values = z.const_data_ptr<float>();
     for (std::int64_t i = 0; i < z.numel(); ++i)

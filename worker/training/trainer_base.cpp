@@ -1,6 +1,7 @@
 #include "worker/training/trainer_base.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -50,6 +51,18 @@ void TrainerBase::for_blocks(const Piece& piece) const {
   pool_->run(blocks(), [&](std::int64_t index) {
     const std::int64_t first = index * kLatentsPerBlock;
     piece(first, std::min(kLatentsPerBlock, d_sae() - first), index);
+  });
+}
+
+std::int64_t TrainerBase::latents_per_product() const {
+  const std::int64_t sixteenth = (d_sae() / 16 + kLatentsPerBlock - 1) / kLatentsPerBlock;
+  return kLatentsPerBlock * std::clamp<std::int64_t>(sixteenth, 1, 8);
+}
+
+void TrainerBase::for_product_blocks(const Piece& piece) const {
+  pool_->run(product_blocks(), [&](std::int64_t index) {
+    const std::int64_t first = index * latents_per_product();
+    piece(first, std::min(latents_per_product(), d_sae() - first), index);
   });
 }
 
@@ -117,9 +130,15 @@ at::Tensor TrainerBase::centred(const at::Tensor& x, std::int64_t first, std::in
   return x.narrow(0, first, count) - parameters_.b_dec;
 }
 
-at::Tensor TrainerBase::product(const at::Tensor& rows, const at::Tensor& weights_t) const {
-  if (spec_.precision == sweeps::Precision::kFloat32) return at::mm(rows, weights_t);
-  return at::mm(rows.to(at::kBFloat16), weights_t.to(at::kBFloat16)).to(at::kFloat);
+at::Tensor TrainerBase::operand(const at::Tensor& matrix) const {
+  return spec_.precision == sweeps::Precision::kFloat32 ? matrix : matrix.to(at::kBFloat16);
+}
+
+void TrainerBase::multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) const {
+  if (spec_.precision == sweeps::Precision::kFloat32)
+    at::mm_out(out, a, b);
+  else
+    out.copy_(at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)));
 }
 
 double TrainerBase::variance_explained(const at::Tensor& x, double squared_error) const {
@@ -196,6 +215,8 @@ void TrainerBase::update(double rate, double clip) {
   adam.beta1 = static_cast<float>(spec_.adam_beta1);
   adam.beta2 = static_cast<float>(spec_.adam_beta2);
   adam.epsilon = static_cast<float>(spec_.adam_epsilon);
+  adam.rest1 = static_cast<float>(1 - spec_.adam_beta1);
+  adam.rest2 = static_cast<float>(1 - spec_.adam_beta2);
   adam.correction1 = static_cast<float>(1 / (1 - std::pow(spec_.adam_beta1, t)));
   adam.correction2 = static_cast<float>(1 / (1 - std::pow(spec_.adam_beta2, t)));
   adam.scale = static_cast<float>(clip);
@@ -226,6 +247,8 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
   SAE_CHECK(x.dim() == 2 && x.size(0) == batch() && x.size(1) == d_in_ && x.is_contiguous(),
             "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
   SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
+  // The calling thread takes pieces too: LibTorch's own threading is a setting of each thread.
+  if (at::get_num_threads() != 1) at::set_num_threads(1);
   if (step_ == 0 && spec_.init_path.empty()) before_first_step(x);
 
   const PassSums sums = pass(x);

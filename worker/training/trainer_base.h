@@ -81,15 +81,24 @@ class TrainerBase : public SaeTrainer {
   std::int64_t d_sae() const { return static_cast<std::int64_t>(spec_.d_sae); }
   std::int64_t batch() const { return static_cast<std::int64_t>(spec_.batch); }
   std::int64_t tiles() const { return (batch() + kRowsPerTile - 1) / kRowsPerTile; }
+  std::int64_t latents_per_product() const;
+  std::int64_t product_blocks() const {
+    return (d_sae() + latents_per_product() - 1) / latents_per_product();
+  }
   std::int64_t blocks() const { return (d_sae() + kLatentsPerBlock - 1) / kLatentsPerBlock; }
   // Calls piece(first, count, index) for each tile of rows / block of latents.
   using Piece = std::function<void(std::int64_t first, std::int64_t count, std::int64_t index)>;
   void for_tiles(const Piece& piece) const;
+  // Blocks for matrix products over the batch: large, since each product copies the batch anew.
+  void for_product_blocks(const Piece& piece) const;
   void for_blocks(const Piece& piece) const;
   // x - b_dec for the rows of a tile, [count, d_in].
   at::Tensor centred(const at::Tensor& x, std::int64_t first, std::int64_t count) const;
-  // Pre-activations [count, latents] with the precision the spec asks for.
-  at::Tensor product(const at::Tensor& rows, const at::Tensor& weights_t) const;
+  // Matrices as the spec's precision multiplies them: themselves, or rounded to bf16. What several
+  // tiles multiply with is rounded once, before them.
+  at::Tensor operand(const at::Tensor& matrix) const;
+  // out = a b, fp32, on one thread.
+  void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) const;
   // Fraction of variance explained from sums of squares of error and of the batch.
   double variance_explained(const at::Tensor& x, double squared_error) const;
   // Tokens since each latent last fired, after this batch; `fired` in this batch.

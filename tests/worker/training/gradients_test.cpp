@@ -1,0 +1,331 @@
+// The hand-written passes against LibTorch's autograd in double, and what must hold between
+// architectures.
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "tests/worker/training/trainers.h"
+
+namespace saesweep::worker::test {
+namespace {
+
+constexpr std::int64_t kIn = 12, kWidth = 150, kRows = 300;  // several tiles and blocks, all ragged
+
+struct Reference {
+  double loss = 0;
+  std::vector<at::Tensor> gradients;  // W_enc, b_enc, W_dec, b_dec
+  at::Tensor codes;                   // selected
+};
+
+at::Tensor keep(const at::Tensor& f, std::int64_t count) {
+  const auto top = f.topk(count, -1);
+  return at::zeros_like(f).scatter(-1, std::get<1>(top), 1.0);
+}
+
+// The loss as the papers write it, densely, in double.
+Reference reference(const TrainingSpec& spec, const SaeTensors& of, const at::Tensor& x_float) {
+  std::vector<at::Tensor> parameters;
+  for (const at::Tensor& tensor : {of.w_enc, of.b_enc, of.w_dec, of.b_dec})
+    parameters.push_back(tensor.to(at::kDouble).clone().requires_grad_(true));
+  const at::Tensor x = x_float.to(at::kDouble);
+  const c10::AutoGradMode with_gradients(true);
+  const at::Tensor& w_dec = parameters[2];
+  const at::Tensor f =
+      at::addmm(parameters[1], x - parameters[3], parameters[0].t()).relu();  // [rows, d_sae]
+  at::Tensor codes = f;
+  const auto k = static_cast<std::int64_t>(spec.k.value_or(0));
+  if (spec.architecture == Architecture::kTopK) codes = f * keep(f, k).detach();
+  if (spec.architecture == Architecture::kBatchTopK)
+    codes = f * keep(f.flatten(), std::min(k * x.size(0), f.numel())).view_as(f).detach();
+  const at::Tensor residual = x - at::addmm(parameters[3], codes, w_dec);
+  at::Tensor loss = residual.square().sum(1).mean();
+  switch (spec.architecture) {
+    case Architecture::kStandard:
+      loss = loss + *spec.l1 * (f * w_dec.norm(2, {1})).sum(1).mean();
+      break;
+    case Architecture::kStandardBricken:
+      loss = loss + *spec.l1 * f.sum(1).mean();
+      break;
+    case Architecture::kPAnneal: {
+      const at::Tensor on = f.gt(0).detach();
+      const at::Tensor powers = at::where(on, f, at::ones_like(f)).pow(spec.p_start) * on;
+      const bool lp = spec.sparsity_function == sweeps::SparsityFunction::kLp;
+      const at::Tensor of_row = powers.sum(1);
+      loss = loss + *spec.l1 * (lp ? of_row.pow(1 / spec.p_start) : of_row).mean();
+      break;
+    }
+    default: {
+      const at::Tensor silent = codes.gt(0).any(0).logical_not();
+      const std::int64_t dead = silent.sum().item<std::int64_t>();
+      if (dead == 0 || spec.dead_after_tokens > spec.batch) break;
+      const at::Tensor e = residual.detach();
+      const at::Tensor of_dead = at::where(silent, f, at::zeros_like(f));
+      const at::Tensor kept = of_dead * keep(of_dead, std::min(kIn / 2, dead)).detach();
+      const at::Tensor variance = (e - e.mean(0)).square().sum(1).mean();
+      loss = loss + spec.aux_k_weight * (e - at::mm(kept, w_dec)).square().sum(1).mean() / variance;
+    }
+  }
+  return {loss.item<double>(), torch::autograd::grad({loss}, parameters), codes.detach()};
+}
+
+// A trainer away from its start: norms that differ, biases that are not 0.
+std::unique_ptr<SaeTrainer> displaced(const TrainingSpec& spec, ThreadPool& pool) {
+  auto trainer = make_trainer(spec, kIn, pool);
+  SaeTensors& parameters = inside(*trainer).parameters();
+  const auto width = static_cast<std::int64_t>(spec.d_sae);
+  parameters.w_enc.copy_(normal_tensor({width, kIn}, 1) * 0.4);
+  parameters.b_enc.copy_(normal_tensor({width}, 2) * 0.3);
+  parameters.w_dec.copy_(normal_tensor({width, kIn}, 3) * 0.3);
+  parameters.b_dec.copy_(normal_tensor({kIn}, 4) * 0.2);
+  return trainer;
+}
+
+at::Tensor some_rows() { return sparse_rows(kRows, directions(30, kIn, 9), 4, 10); }
+
+// Moves biases so that no latent has activations just above 0, where f^(p - 1) would magnify their
+// rounding.
+void clear_of_zero(SaeTensors& of, const at::Tensor& x) {
+  const at::Tensor z = std::get<0>(
+      at::addmm(of.b_enc, x - of.b_dec, of.w_enc.t()).t().contiguous().sort(1));  // [d_sae, rows]
+  for (std::int64_t i = 0; i < z.size(0); ++i) {
+    const float* values = z.const_data_ptr<float>() + i * z.size(1);
+    std::int64_t best = 1;
+    for (std::int64_t row = 1; row < z.size(1); ++row)
+      if (std::abs(values[row]) < 0.5F &&
+          values[row] - values[row - 1] > values[best] - values[best - 1])
+        best = row;
+    of.b_enc[i] -= 0.9 * values[best - 1] + 0.1 * values[best];
+  }
+}
+
+void expect_gradients(const TrainingSpec& spec, const std::string& what, double tolerance = 1e-5) {
+  ThreadPool pool(2);
+  const auto trainer = displaced(spec, pool);
+  TrainerBase& base = inside(*trainer);
+  const at::Tensor x = some_rows();
+  if (spec.architecture == Architecture::kPAnneal) clear_of_zero(base.parameters(), x);
+  const PassSums sums = base.pass_for_test(x);
+  const Reference want = reference(spec, base.parameters(), x);
+  EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss)) << what;
+  const SaeTensors& got = base.gradients();
+  EXPECT_LT(relative_distance(got.w_enc, want.gradients[0]), tolerance) << what;
+  EXPECT_LT(relative_distance(got.b_enc, want.gradients[1]), tolerance) << what;
+  EXPECT_LT(relative_distance(got.w_dec, want.gradients[2]), tolerance) << what;
+  EXPECT_LT(relative_distance(got.b_dec, want.gradients[3]), tolerance) << what;
+  EXPECT_NEAR(sums.l0, want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>(), 1e-9) << what;
+}
+
+TrainingSpec spec_of(Architecture architecture) {
+  TrainingSpec spec = make_spec(architecture, kWidth, kRows, 100);
+  return spec;
+}
+
+TEST(Gradients, OfTheReluFamilyAreThoseOfAutograd) {
+  expect_gradients(spec_of(Architecture::kStandard), "standard");
+  expect_gradients(spec_of(Architecture::kStandardBricken), "standard_bricken");
+  TrainingSpec anneal = spec_of(Architecture::kPAnneal);
+  for (const double p : {1.0, 0.5, 0.2}) {
+    anneal.p_start = p;
+    anneal.sparsity_function = sweeps::SparsityFunction::kLpP;
+    expect_gradients(anneal, "lp_p " + std::to_string(p));
+    anneal.sparsity_function = sweeps::SparsityFunction::kLp;
+    expect_gradients(anneal, "lp " + std::to_string(p));
+  }
+}
+
+TEST(Gradients, OfTheTopKFamilyAreThoseOfTheDenseFormulas) {
+  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK})
+    for (const std::uint64_t k : {std::uint64_t{1}, std::uint64_t{5}, std::uint64_t{32},
+                                  static_cast<std::uint64_t>(kWidth)}) {
+      TrainingSpec spec = spec_of(architecture);
+      spec.k = k;
+      expect_gradients(spec, std::string(to_string(architecture)) + " k " + std::to_string(k));
+    }
+}
+
+TEST(Gradients, OfTheAuxiliaryLossAreThoseOfAutograd) {
+  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+    TrainingSpec spec = spec_of(architecture);
+    spec.k = 1;
+    spec.dead_after_tokens = kRows;  // who is silent in this batch is dead
+    spec.aux_k_weight = 5;           // and weighs enough to be seen
+    expect_gradients(spec, std::string(to_string(architecture)));
+  }
+}
+
+TEST(Gradients, OfBFloat16ProductsAreNear) {
+  ThreadPool pool(2);
+  for (const auto architecture : kAllArchitectures) {
+    TrainingSpec spec = spec_of(architecture);
+    const auto exact = displaced(spec, pool);
+    spec.precision = sweeps::Precision::kBFloat16;
+    const auto rounded = displaced(spec, pool);
+    const at::Tensor x = some_rows();
+    const double loss = inside(*exact).pass_for_test(x).loss();
+    EXPECT_NEAR(inside(*rounded).pass_for_test(x).loss(), loss, 2e-2 * loss);
+    EXPECT_FALSE(same_bytes(inside(*rounded).gradients().w_enc, inside(*exact).gradients().w_enc));
+  }
+}
+
+// <W_dec_i, dL/dW_dec_i> = sum_b f_bi h_bi with h = g W_dec^T: both are the derivative of the
+// reconstruction along the latent's scale.
+TEST(Gradients, KeepEulersIdentityOfTheReconstruction) {
+  ThreadPool pool(1);
+  for (const auto architecture : kAllArchitectures) {
+    TrainingSpec spec = spec_of(architecture);
+    if (spec.l1) spec.l1 = 0;
+    const auto trainer = displaced(spec, pool);
+    TrainerBase& base = inside(*trainer);
+    const at::Tensor x = some_rows();
+    base.pass_for_test(x);
+    const SaeTensors& of = base.parameters();
+    const at::Tensor f = reference(spec, of, x).codes.to(at::kFloat);
+    const at::Tensor g = (at::addmm(of.b_dec, f, of.w_dec) - x) * (2.0 / kRows);
+    const at::Tensor right = (f * at::mm(g, of.w_dec.t())).sum(0);
+    const at::Tensor left = (of.w_dec * base.gradients().w_dec).sum(1);
+    EXPECT_LT(relative_distance(left, right), 1e-5) << to_string(architecture);
+  }
+}
+
+// A dead latent with something to say gets a gradient in encoder, bias and decoder; one that is
+// negative everywhere gets none; the living get nothing from the auxiliary loss.
+TEST(AuxiliaryLoss, ReachesDeadLatentsThatHaveSomethingToSayAndNobodyElse) {
+  ThreadPool pool(1);
+  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+    TrainingSpec spec = spec_of(architecture);
+    spec.k = 2;
+    spec.aux_k = kWidth;  // room for all the dead
+    spec.dead_after_tokens = kRows;
+    const auto with = displaced(spec, pool);
+    spec.aux_k_weight = 0;
+    const auto without = displaced(spec, pool);
+    const at::Tensor x = some_rows();
+    // Latent 7 fires often, and never enough to be selected; latent 8 is silent everywhere.
+    for (const auto* trainer : {&with, &without}) {
+      SaeTensors& parameters = inside(**trainer).parameters();
+      parameters.w_enc[7].copy_(parameters.w_enc[0] * 0.01);
+      parameters.b_enc[7].fill_(0.01);
+      parameters.b_enc[8].fill_(-100);
+      inside(**trainer).pass_for_test(x);
+    }
+    const SaeTensors& a = inside(*with).gradients();
+    const SaeTensors& b = inside(*without).gradients();
+    const at::Tensor f = reference(spec, inside(*with).parameters(), x).codes;
+    const at::Tensor fired = f.gt(0).any(0);
+    ASSERT_FALSE(fired[7].item<bool>());
+    EXPECT_GT(a.w_enc[7].abs().max().item<float>(), 0);
+    EXPECT_GT(std::abs(a.b_enc[7].item<float>()), 0);
+    EXPECT_GT(a.w_dec[7].abs().max().item<float>(), 0);
+    EXPECT_EQ(a.w_enc[8].abs().max().item<float>(), 0);
+    EXPECT_EQ(a.w_dec[8].abs().max().item<float>(), 0);
+    for (std::int64_t i = 0; i < kWidth; ++i)
+      if (fired[i].item<bool>()) {
+        EXPECT_TRUE(same_bytes(a.w_enc[i], b.w_enc[i]));
+        EXPECT_TRUE(same_bytes(a.w_dec[i], b.w_dec[i]));
+      }
+  }
+}
+
+// x_hat and the norm-weighted penalty stay when a latent's scale moves between its rows.
+TEST(Standard, LossDoesNotDependOnTheNormOfDecoderRows) {
+  ThreadPool pool(1);
+  const auto trainer = displaced(spec_of(Architecture::kStandard), pool);
+  const auto unit = displaced(spec_of(Architecture::kStandardBricken), pool);
+  const at::Tensor x = some_rows();
+  const PassSums before = inside(*trainer).pass_for_test(x);
+  const PassSums plain = inside(*unit).pass_for_test(x);
+  for (const auto* each : {&trainer, &unit}) {
+    SaeTensors& parameters = inside(**each).parameters();
+    parameters.w_dec.mul_(4);
+    parameters.w_enc.div_(4);
+    parameters.b_enc.div_(4);
+  }
+  const PassSums after = inside(*trainer).pass_for_test(x);
+  EXPECT_NEAR(after.loss(), before.loss(), 1e-5 * before.loss());
+  EXPECT_NEAR(after.reconstruction, before.reconstruction, 1e-5 * before.reconstruction);
+  const PassSums quarter = inside(*unit).pass_for_test(x);
+  EXPECT_NEAR(quarter.sparsity, plain.sparsity / 4, 1e-6 * plain.sparsity);
+  EXPECT_NEAR(quarter.reconstruction, plain.reconstruction, 1e-5 * plain.reconstruction);
+}
+
+TEST(TopK, OfAllLatentsIsRelu) {
+  ThreadPool pool(1);
+  TrainingSpec relu = spec_of(Architecture::kStandard);
+  relu.l1 = 0;
+  const at::Tensor x = some_rows();
+  const auto want = displaced(relu, pool);
+  const double loss = inside(*want).pass_for_test(x).loss();
+  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+    TrainingSpec spec = spec_of(architecture);
+    spec.k = kWidth;
+    const auto trainer = displaced(spec, pool);
+    EXPECT_NEAR(inside(*trainer).pass_for_test(x).loss(), loss, 1e-6 * loss);
+    EXPECT_LT(
+        relative_distance(inside(*trainer).gradients().w_enc, inside(*want).gradients().w_enc),
+        1e-5);
+    EXPECT_LT(
+        relative_distance(inside(*trainer).gradients().w_dec, inside(*want).gradients().w_dec),
+        1e-5);
+  }
+}
+
+TEST(BatchTopK, OfBatchesOfOneRowIsTopK) {
+  ThreadPool pool(1);
+  const at::Tensor rows = some_rows();
+  std::vector<std::string> weights;
+  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+    TrainingSpec spec = make_spec(architecture, kWidth, 1, 40);
+    const auto trainer = make_trainer(spec, kIn, pool);
+    inside(*trainer).parameters().b_enc.copy_(normal_tensor({kWidth}, 2) * 0.1);
+    train(*trainer, rows, 40);
+    const SaeTensors& of = inside(*trainer).parameters();
+    weights.push_back(
+        std::string(static_cast<const char*>(of.w_enc.const_data_ptr()), of.w_enc.nbytes()));
+  }
+  EXPECT_TRUE(weights[0] == weights[1]);
+}
+
+TEST(BatchTopK, KeepsExactlyKTimesRowsWhenValuesRepeat) {
+  ThreadPool pool(2);
+  TrainingSpec spec = spec_of(Architecture::kBatchTopK);
+  spec.k = 3;
+  const auto trainer = make_trainer(spec, kIn, pool);
+  SaeTensors& parameters = inside(*trainer).parameters();
+  parameters.w_enc.zero_();
+  parameters.b_enc.fill_(0.5);  // every activation is the same
+  const PassSums sums = inside(*trainer).pass_for_test(some_rows());
+  EXPECT_EQ(sums.l0, 3);
+  // The first rows hold them all: ties go by row, then by latent.
+  const at::Tensor got = inside(*trainer).gradients().b_enc;
+  EXPECT_EQ(got.ne(0).sum().item<std::int64_t>(), kWidth);
+}
+
+TEST(TopK, GivesTiesToTheLowestLatents) {
+  ThreadPool pool(2);
+  TrainingSpec spec = spec_of(Architecture::kTopK);
+  spec.k = 3;
+  spec.aux_k_weight = 0;
+  const auto trainer = make_trainer(spec, kIn, pool);
+  SaeTensors& parameters = inside(*trainer).parameters();
+  parameters.w_enc.zero_();
+  parameters.b_enc.fill_(0.5);
+  inside(*trainer).pass_for_test(some_rows());
+  const at::Tensor norms = inside(*trainer).gradients().w_dec.abs().sum(1);
+  EXPECT_EQ(norms.gt(0).sum().item<std::int64_t>(), 3);
+  EXPECT_EQ(norms.narrow(0, 0, 3).gt(0).sum().item<std::int64_t>(), 3);
+}
+
+TEST(PAnneal, ThatStaysAtOneIsStandardWithAUnitDecoder) {
+  ThreadPool pool(1);
+  const at::Tensor rows = some_rows();
+  TrainingSpec bricken = make_spec(Architecture::kStandardBricken, kWidth, 100, 60);
+  TrainingSpec anneal = make_spec(Architecture::kPAnneal, kWidth, 100, 60);
+  anneal.p_end = 1;
+  const auto a = make_trainer(bricken, kIn, pool), b = make_trainer(anneal, kIn, pool);
+  train(*a, rows, 60);
+  train(*b, rows, 60);
+  EXPECT_LT(distance(inside(*a).parameters().w_enc, inside(*b).parameters().w_enc), 1e-6);
+  EXPECT_LT(distance(inside(*a).parameters().w_dec, inside(*b).parameters().w_dec), 1e-6);
+}
+
+}  // namespace
+}  // namespace saesweep::worker::test
