@@ -1,13 +1,13 @@
 #include "worker/agent/agent.h"
 
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <deque>
 #include <map>
 #include <optional>
-#include <set>
+#include <utility>
 #include <vector>
 
 #include "core/clock.h"
@@ -18,182 +18,269 @@
 #include "storage/activation_cache.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
+#include "worker/agent/outbox.h"
 
 namespace saesweep::agent {
 namespace {
 
 using namespace std::chrono_literals;
 using protocol::MessageType;
+using std::chrono::milliseconds;
 
-constexpr auto kHelloEvery = 500ms;        // until the scheduler answers
-constexpr auto kSchedulerPatience = 60s;   // silence after which it is gone
-constexpr auto kExecutorPatience = 10min;  // silence of a busy executor: it hangs
-constexpr auto kLoop = 200ms;              // at most between two looks at the clock
+constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
+constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
+constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
+constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
+constexpr milliseconds kFlushBeat = 50ms;       // acknowledgements ride on the answers
+constexpr int kMessagesAtOnce = 64;             // of one executor, then the others have a turn
 
 struct Slot {
   std::optional<ExecutorProcess> executor;
   ConnectionId connection = 0;  // of its chunks; new for each process
   std::optional<protocol::Run> run;
-  std::map<std::string, std::uint64_t> unfinished;  // task -> fence
-  TimePoint heard;
+  std::map<std::string, std::uint64_t> unfinished;  // members of `run` without an answer -> fence
+  std::optional<protocol::Run> next;  // accepted when `run` was answered; begins when it has ended
+  std::optional<protocol::Progress> progress;  // the newest, not passed on yet
+  TimePoint heard;                             // from the executor
+  bool more = false;                           // of its messages may be read already
+
+  // The scheduler counts a run as over with the answer of its last member.
+  bool is_free() const { return !next && unfinished.empty(); }
 };
 
 }  // namespace
 
 struct Agent::State {
   State(AgentOptions given, protocol::WorkerLink connected)
-      : options(std::move(given)), link(std::move(connected)), slots(options.slots) {}
+      : options(std::move(given)),
+        link(std::move(connected)),
+        slots(options.slots),
+        wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+  ~State() {
+    for (Slot& slot : slots)
+      if (slot.executor) slot.executor->hang_up();
+    for (Slot& slot : slots)
+      if (slot.executor) slot.executor->bury();
+  }
 
   AgentOptions options;
   protocol::WorkerLink link;
+  Outbox outbox{link};
   SystemClock clock;
   std::optional<storage::ActivationCache> cache;
   std::unique_ptr<ChunkService> chunks;
   std::vector<Slot> slots;
+  OwnedFd wake;  // readable when we are asked to stop
 
+  // Of the scheduler.
   bool welcomed = false;
   std::uint64_t epoch = 0;
-  std::chrono::milliseconds heartbeat{1000};
+  milliseconds heartbeat = 1s;
   TimePoint last_hello{}, last_heartbeat{}, last_word{};
+  std::map<std::string, std::uint64_t> fences;  // the highest accepted, by task
+
   ConnectionId next_connection = 1;
-  std::uint64_t restarts = 0, trained = 0, harvested = 0;
-  bool stopping = false;
-  TimePoint stop_deadline{};
-  bool dismissed = false;  // the scheduler said BYE
-  std::optional<Error> refused;
-  std::deque<std::pair<MessageType, std::unique_ptr<google::protobuf::Message>>> outbox;
+  std::uint64_t deaths = 0, restarts = 0, trained = 0, harvested = 0;
 
-  // ---- to the scheduler
-  // --------------------------------------------------------------------------
+  // The way out: runs pause, then what is left to say is said.
+  enum class Phase { kServing, kPausing, kFlushing };
+  Phase phase = Phase::kServing;
+  TimePoint deadline{};          // of the phase
+  bool has_listener = true;      // the scheduler still listens
+  std::optional<Error> failure;  // that ended us
 
-  // Reliable; kept until the link takes it.
-  template <class Message>
-  void say(MessageType type, const Message& message) {
-    outbox.emplace_back(type, std::make_unique<Message>(message));
-    flush();
-  }
-  void flush() {
-    while (!outbox.empty()) {
-      if (!link.send(outbox.front().first, *outbox.front().second, /*reliable=*/true)) return;
-      outbox.pop_front();
-    }
-  }
+  // ---- to the scheduler ------------------------------------------------------------------------
+
   void say_hello() {
     protocol::Hello hello;
     hello.set_worker_name(options.name);
     std::array<char, 256> host{};
-    ::gethostname(host.data(), host.size() - 1);
-    hello.set_host(host.data());
+    if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
     hello.set_build(options.build);
     hello.set_slots(options.slots);
     hello.set_memory_bytes(options.memory_bytes);
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
-    (void)link.send(MessageType::kHello, hello, /*reliable=*/false);
+    outbox.mention(MessageType::kHello, hello);
+    last_hello = clock.now();
   }
-  void say_heartbeat(TimePoint now) {
+
+  void say_heartbeat() {
+    last_heartbeat = clock.now();
     protocol::Heartbeat beat;
     beat.set_sent_ns(static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(now.time_since_epoch()).count()));
+        std::chrono::nanoseconds(last_heartbeat.time_since_epoch()).count()));
     std::uint32_t running = 0, free = 0;
     std::uint64_t hash = 0;
     for (const Slot& slot : slots) {
-      free += slot.run ? 0 : 1;
+      free += slot.is_free() ? 1 : 0;
       for (const auto& [task, fence] : slot.unfinished) {
         ++running;
-        const std::string key = task + "/" + std::to_string(fence);
-        hash ^= xxh3_64(std::as_bytes(std::span(key)));
+        hash ^= xxh3_64(std::as_bytes(std::span(task)), fence);
       }
     }
     beat.set_running(running);
     beat.set_running_hash(hash);
-    beat.set_free_slots(free);
-    const ChunkCounters counters = chunks->counters();
-    auto& totals = *beat.mutable_counters();
-    totals.set_cache_hits(counters.hits);
-    totals.set_cache_misses(counters.misses);
-    totals.set_cache_bytes(counters.bytes);
-    totals.set_cache_evicted_bytes(counters.evicted_bytes);
-    totals.set_cache_corrupt_chunks(counters.corrupt);
-    totals.set_cache_refused_writes(counters.refused_writes);
+    beat.set_free_slots(phase == Phase::kServing ? free : 0);
+    const ChunkCounters counted = chunks->counters();
+    protocol::AgentCounters& totals = *beat.mutable_counters();
+    totals.set_cache_hits(counted.hits);
+    totals.set_cache_misses(counted.misses);
+    totals.set_cache_bytes(counted.bytes);
+    totals.set_cache_evicted_bytes(counted.evicted_bytes);
+    totals.set_cache_corrupt_chunks(counted.corrupt);
+    totals.set_cache_refused_writes(counted.refused_writes);
     totals.set_executor_restarts(restarts);
     totals.set_tokens_trained(trained);
     totals.set_tokens_harvested(harvested);
-    (void)link.send(MessageType::kHeartbeat, beat, /*reliable=*/false);
+    outbox.mention(MessageType::kHeartbeat, beat);
+  }
+
+  // Whoever waits for a member of this slot's run waits no longer.
+  void say_lost(Slot& slot, const ExecutorDeath& death) {
+    for (const auto& [task, fence] : slot.unfinished)
+      say_lost(slot.run->run_id(), task, fence, death);
+    slot.run.reset();
+    slot.unfinished.clear();
+    slot.progress.reset();
+  }
+  void say_lost(std::uint64_t run, const std::string& task, std::uint64_t fence,
+                const ExecutorDeath& death) {
+    protocol::TaskResult lost;
+    lost.set_run_id(run);
+    lost.set_task(task);
+    lost.set_fence(fence);
+    lost.set_outcome(protocol::OUTCOME_LOST);
+    lost.set_reason(death.reason);
+    lost.set_executor_died_alone(phase == Phase::kServing && !death.by_kill);
+    lost.set_out_of_memory(death.out_of_memory);
+    outbox.say_result(std::move(lost));
+  }
+  // No executor has seen it.
+  void say_not_begun(const protocol::Run& run, const std::string& why) {
+    for (const auto& member : run.members())
+      say_lost(run.run_id(), member.task(), member.fence(),
+               {.by_kill = true, .out_of_memory = false, .reason = why});
+  }
+
+  void pass_on_progress(Slot& slot) {
+    if (slot.progress) outbox.mention(MessageType::kProgress, *slot.progress);
+    slot.progress.reset();
   }
 
   // ---- runs ------------------------------------------------------------------------------------
 
-  std::uint32_t threads_of_slot() const {
-    return std::max<std::uint32_t>(1, options.threads / std::max<std::uint32_t>(1, options.slots));
+  std::uint32_t threads_of_slot() const { return std::max(1U, options.threads / options.slots); }
+
+  Result<void> start_executor(Slot& slot) {
+    ExecutorOptions wanted;
+    wanted.program = options.task_program;
+    wanted.state_directory = options.state_directory;
+    wanted.slot = static_cast<std::uint32_t>(&slot - slots.data());
+    wanted.threads = threads_of_slot();
+    wanted.log_level = options.log_level;
+    auto started = ExecutorProcess::start(wanted);
+    if (!started) {
+      log::error("executor.start slot={} error={}", wanted.slot, started.error().message);
+      return fail(std::move(started.error()));
+    }
+    slot.executor.emplace(std::move(*started));
+    slot.connection = next_connection++;
+    slot.more = false;
+    if (restarts < deaths) ++restarts;
+    log::info("executor.started slot={} pid={}", wanted.slot, slot.executor->pid());
+    return {};
   }
 
   void take(const protocol::Run& run) {
     protocol::AssignReply reply;
     reply.set_run_id(run.run_id());
-    const auto free =
-        std::find_if(slots.begin(), slots.end(), [](const Slot& s) { return !s.run; });
-    if (stopping || free == slots.end()) {
-      reply.set_reason(stopping ? "draining" : "no room");
-      say(MessageType::kAssignReply, reply);
+    const auto has_it = [&](const Slot& slot) {
+      return (slot.run && slot.run->run_id() == run.run_id()) ||
+             (slot.next && slot.next->run_id() == run.run_id());
+    };
+    if (std::any_of(slots.begin(), slots.end(), has_it)) {  // said twice
+      reply.set_accepted(true);
+      outbox.say(MessageType::kAssignReply, reply);
       return;
     }
-    const auto number = static_cast<std::uint32_t>(free - slots.begin());
-    if (!free->executor) {
-      ExecutorOptions wanted;
-      wanted.program = options.task_program;
-      wanted.state_directory = options.state_directory;
-      wanted.slot = number;
-      wanted.threads = threads_of_slot();
-      wanted.log_level = options.log_level;
-      auto started = ExecutorProcess::start(wanted);
-      if (!started) {
-        log::error("executor.start slot={} error={}", number, started.error().message);
+    // Better one without a run that still ends; better one with a warm executor.
+    Slot* best = nullptr;
+    const auto worth = [](const Slot& slot) {
+      return (slot.run ? 0 : 2) + (slot.executor ? 1 : 0);
+    };
+    for (Slot& slot : slots)
+      if (slot.is_free() && (best == nullptr || worth(slot) > worth(*best))) best = &slot;
+    if (phase != Phase::kServing) {
+      reply.set_reason("the agent stops");
+    } else if (best == nullptr) {
+      reply.set_reason("no free slot");
+    } else if (is_stale(run)) {
+      reply.set_reason("stale fence");
+    } else if (!best->executor) {
+      if (const auto started = start_executor(*best); !started)
         reply.set_reason(started.error().message);
-        say(MessageType::kAssignReply, reply);
-        return;
-      }
-      free->executor.emplace(std::move(*started));
-      free->connection = next_connection++;
     }
-    reply.set_accepted(true);
-    say(MessageType::kAssignReply, reply);
-    free->run = run;
-    free->heard = clock.now();
-    free->unfinished.clear();
-    for (const auto& member : run.members()) free->unfinished[member.task()] = member.fence();
+    reply.set_accepted(reply.reason().empty());
+    outbox.say(MessageType::kAssignReply, reply);
+    if (!reply.accepted()) return;
+    for (const auto& member : run.members()) fences[member.task()] = member.fence();
+    if (best->run)
+      best->next = run;
+    else
+      begin(*best, run);
+  }
+
+  bool is_stale(const protocol::Run& run) const {
+    return std::any_of(run.members().begin(), run.members().end(), [&](const auto& member) {
+      const auto known = fences.find(member.task());
+      return known != fences.end() && member.fence() <= known->second;
+    });
+  }
+
+  void begin(Slot& slot, protocol::Run run) {
+    if (!slot.executor) {
+      if (const auto started = start_executor(slot); !started)
+        return say_not_begun(run, started.error().message);
+    }
     protocol::Started begun;
     begun.set_run_id(run.run_id());
-    begun.set_pid(free->executor->pid());
-    begun.set_slot(number);
-    say(MessageType::kStarted, begun);
+    begun.set_pid(slot.executor->pid());
+    begun.set_slot(static_cast<std::uint32_t>(&slot - slots.data()));
+    outbox.say(MessageType::kStarted, begun);
+    run.set_threads(threads_of_slot());
+    slot.heard = clock.now();
+    for (const auto& member : run.members()) slot.unfinished[member.task()] = member.fence();
     protocol::Envelope envelope;
     *envelope.mutable_run() = run;
-    envelope.mutable_run()->set_threads(threads_of_slot());
-    if (!free->executor->channel().send(envelope)) died(*free);
+    slot.run = std::move(run);
+    tell(slot, envelope);
+  }
+
+  // The run in the slot is over; the one that waited for it begins.
+  void begin_next(Slot& slot) {
+    if (!slot.next) return;
+    protocol::Run next = *std::exchange(slot.next, std::nullopt);
+    begin(slot, std::move(next));
+  }
+
+  // To the executor. One that does not take it is killed; its end is read like any other's.
+  void tell(Slot& slot, const protocol::Envelope& envelope, int descriptor = -1) {
+    if (const auto sent = slot.executor->channel().send(envelope, descriptor); !sent)
+      slot.executor->kill(sent.error().message);
   }
 
   void died(Slot& slot) {
-    const ExecutorDeath death = slot.executor->bury();
-    const auto number = static_cast<std::size_t>(&slot - slots.data());
-    log::warn("executor.died slot={} reason={}", number, death.reason);
+    ExecutorDeath death = slot.executor->bury();
+    const auto number = &slot - slots.data();
+    log::warn("executor.died slot={} pid={} reason={}", number, slot.executor->pid(), death.reason);
+    death.reason = "its executor died: " + death.reason;
     slot.executor.reset();
+    slot.more = false;
     chunks->close(slot.connection);
-    ++restarts;
-    if (!slot.run) return;
-    for (const auto& [task, fence] : slot.unfinished) {
-      protocol::TaskResult lost;
-      lost.set_run_id(slot.run->run_id());
-      lost.set_task(task);
-      lost.set_fence(fence);
-      lost.set_outcome(protocol::OUTCOME_LOST);
-      lost.set_reason("its executor died: " + death.reason);
-      lost.set_executor_died_alone(!stopping && !death.by_kill);
-      lost.set_out_of_memory(death.out_of_memory);
-      say(MessageType::kResult, lost);
-    }
-    slot.run.reset();
-    slot.unfinished.clear();
+    ++deaths;
+    say_lost(slot, death);
+    begin_next(slot);
   }
 
   void control(const protocol::Control& wanted) {
@@ -201,9 +288,15 @@ struct Agent::State {
       if (!slot.run || slot.run->run_id() != wanted.run_id()) continue;
       protocol::Envelope envelope;
       *envelope.mutable_control() = wanted;
-      if (!slot.executor->channel().send(envelope)) died(slot);
-      return;
+      return tell(slot, envelope);
     }
+    for (Slot& slot : slots)
+      if (slot.next && slot.next->run_id() == wanted.run_id()) {
+        // Nothing of it has begun: all of it is as it was.
+        say_not_begun(*slot.next, "it had not begun");
+        slot.next.reset();
+        return;
+      }
     // The run is over: there is nothing to wait for.
     protocol::ControlDone done;
     done.set_run_id(wanted.run_id());
@@ -211,19 +304,7 @@ struct Agent::State {
     done.set_fence(wanted.fence());
     done.set_verb(wanted.verb());
     done.set_outcome("not running");
-    say(MessageType::kControlDone, done);
-  }
-
-  void begin_stop(TimePoint now) {
-    stopping = true;
-    stop_deadline = now + options.stop_patience;
-    for (Slot& slot : slots) {
-      if (!slot.run) continue;
-      protocol::Envelope envelope;
-      envelope.mutable_control()->set_run_id(slot.run->run_id());
-      envelope.mutable_control()->set_verb("pause");
-      if (!slot.executor->channel().send(envelope)) died(slot);
-    }
+    outbox.say(MessageType::kControlDone, done);
   }
 
   // ---- what is heard ---------------------------------------------------------------------------
@@ -234,37 +315,44 @@ struct Agent::State {
     switch (heard.type) {
       case MessageType::kWelcome: {
         protocol::Welcome welcome;
-        if (!(understood = protocol::parse_body(heard.body, welcome))) break;
-        welcomed = true;
-        epoch = welcome.epoch();
-        if (welcome.heartbeat_ms() > 0)
-          heartbeat = std::chrono::milliseconds(welcome.heartbeat_ms());
-        if (welcome.resume()) link.resend_after(welcome.last_seq_received());
+        understood = protocol::parse_body(heard.body, welcome);
+        if (understood) hear(welcome);
         break;
       }
       case MessageType::kReject: {
         protocol::Reject reject;
-        if (!(understood = protocol::parse_body(heard.body, reject))) break;
-        refused =
-            Error{ErrorCode::kUnavailable, "the scheduler refused this agent: " + reject.text()};
+        understood = protocol::parse_body(heard.body, reject);
+        if (!understood) break;
+        has_listener = false;
+        begin_stop(
+            options.stop_patience,
+            Error{ErrorCode::kUnavailable, "the scheduler refused this agent: " + reject.text()});
         break;
       }
       case MessageType::kAssign: {
         protocol::Assign assign;
-        if (!(understood = protocol::parse_body(heard.body, assign))) break;
+        understood = protocol::parse_body(heard.body, assign);
+        if (!understood) break;
         for (const auto& run : assign.runs()) take(run);
         break;
       }
       case MessageType::kControl: {
         protocol::Control wanted;
-        if ((understood = protocol::parse_body(heard.body, wanted))) control(wanted);
+        understood = protocol::parse_body(heard.body, wanted);
+        if (understood) control(wanted);
+        break;
+      }
+      case MessageType::kResultAck: {
+        protocol::ResultAck ack;
+        understood = protocol::parse_body(heard.body, ack);
+        if (understood) outbox.acknowledge(ack);
         break;
       }
       case MessageType::kBye:
-        dismissed = true;
+        has_listener = false;
+        begin_stop(options.stop_patience, std::nullopt);
         break;
       case MessageType::kHeartbeatAck:
-      case MessageType::kResultAck:
         break;
       default:
         understood = false;
@@ -272,146 +360,209 @@ struct Agent::State {
     if (!understood) log::warn("agent.garbage type={}", protocol::to_string(heard.type));
   }
 
+  void hear(const protocol::Welcome& welcome) {
+    const bool other_scheduler = welcomed && welcome.epoch() != epoch;
+    welcomed = true;
+    epoch = welcome.epoch();
+    if (welcome.heartbeat_ms() > 0)
+      heartbeat = std::clamp(milliseconds(welcome.heartbeat_ms()), 20ms, milliseconds(30s));
+    if (welcome.resume()) link.resend_after(welcome.last_seq_received());
+    if (other_scheduler) outbox.repeat_results();  // it may not know what its predecessor heard
+  }
+
   void hear(Slot& slot, protocol::ExecutorChannel::Heard heard) {
+    const OwnedFd unasked(heard.descriptor);
     slot.heard = clock.now();
-    if (heard.descriptor >= 0) ::close(heard.descriptor);  // executors send none
     protocol::Envelope& envelope = heard.envelope;
+    protocol::Envelope answer;
     switch (envelope.body_case()) {
       case protocol::Envelope::kProgress:
-        (void)link.send(MessageType::kProgress, envelope.progress(), /*reliable=*/false);
+        slot.progress = std::move(*envelope.mutable_progress());
         break;
       case protocol::Envelope::kCheckpointed:
-        say(MessageType::kCheckpointed, envelope.checkpointed());
+        pass_on_progress(slot);
+        outbox.say(MessageType::kCheckpointed, envelope.checkpointed());
         break;
       case protocol::Envelope::kResult:
+        pass_on_progress(slot);
         slot.unfinished.erase(envelope.result().task());
-        say(MessageType::kResult, envelope.result());
+        outbox.say_result(std::move(*envelope.mutable_result()));
         break;
       case protocol::Envelope::kControlDone:
-        slot.unfinished.erase(envelope.control_done().task());
-        say(MessageType::kControlDone, envelope.control_done());
+        if (const auto& done = envelope.control_done();
+            done.outcome() == "paused" || done.outcome() == "cancelled")
+          slot.unfinished.erase(done.task());
+        outbox.say(MessageType::kControlDone, envelope.control_done());
         break;
       case protocol::Envelope::kTokensDone:
         trained += envelope.tokens_done().trained();
         harvested += envelope.tokens_done().harvested();
         break;
       case protocol::Envelope::kChunkOpen: {
-        ChunkService::Opened opened = chunks->open(slot.connection, envelope.chunk_open());
-        protocol::Envelope answer;
+        const ChunkService::Opened opened = chunks->open(slot.connection, envelope.chunk_open());
         *answer.mutable_chunk_opened() = opened.message;
-        if (!slot.executor->channel().send(answer, opened.memory.get())) died(slot);
+        tell(slot, answer, opened.memory.get());
         break;
       }
-      case protocol::Envelope::kChunkRequest: {
-        protocol::Envelope answer;
+      case protocol::Envelope::kChunkRequest:
         *answer.mutable_chunk_reply() =
             chunks->handle(slot.connection, envelope.chunk_request(), clock.now());
-        if (!slot.executor->channel().send(answer)) died(slot);
+        tell(slot, answer);
         break;
-      }
       case protocol::Envelope::kRunFinished:
-        if (slot.run && slot.run->run_id() == envelope.run_finished().run_id()) {
-          // Members it said nothing about are lost, so that nobody waits for them.
-          for (const auto& [task, fence] : slot.unfinished) {
-            protocol::TaskResult lost;
-            lost.set_run_id(slot.run->run_id());
-            lost.set_task(task);
-            lost.set_fence(fence);
-            lost.set_outcome(protocol::OUTCOME_LOST);
-            lost.set_reason("its executor ended the run without a word about it");
-            lost.set_executor_died_alone(true);
-            say(MessageType::kResult, lost);
-          }
-          slot.run.reset();
-          slot.unfinished.clear();
-          // A freed slot is news.
-          say_heartbeat(clock.now());
-        }
+        finished(slot, envelope.run_finished().run_id());
         break;
       case protocol::Envelope::kExecutorHello:
+        log::debug("executor.hello pid={} build={}", envelope.executor_hello().pid(),
+                   envelope.executor_hello().build());
         break;
       default:
-        log::warn("executor.garbage pid={}", slot.executor->pid());
+        log::warn("executor.garbage pid={} kind={}", slot.executor->pid(),
+                  static_cast<int>(envelope.body_case()));
     }
   }
 
+  void finished(Slot& slot, std::uint64_t run_id) {
+    if (!slot.run || slot.run->run_id() != run_id) return;
+    pass_on_progress(slot);
+    say_lost(slot, {.by_kill = false,
+                    .out_of_memory = false,
+                    .reason = "its executor ended the run without a word about it"});
+    begin_next(slot);
+    say_heartbeat();  // a free slot is news
+  }
+
+  // What the executor said, a turn's worth of it.
   void read(Slot& slot) {
-    // Everything that is there, but not for ever: others wait too.
-    for (int i = 0; i < 256 && slot.executor; ++i) {
+    slot.more = true;
+    for (int i = 0; i < kMessagesAtOnce; ++i) {
       auto heard = slot.executor->channel().receive(0ms);
       if (!heard) {
-        died(slot);
+        if (heard.error().code == ErrorCode::kCorrupted)
+          slot.executor->kill("it sent " + heard.error().message);
+        return died(slot);
+      }
+      if (!*heard) {
+        slot.more = false;
         return;
       }
-      if (!*heard) return;
       hear(slot, std::move(**heard));
+      if (!slot.executor) return;
     }
   }
 
-  bool idle() const {
-    return std::none_of(slots.begin(), slots.end(),
-                        [](const Slot& slot) { return slot.run.has_value(); });
+  // ---- the way out -----------------------------------------------------------------------------
+
+  // What runs checkpoints within `patience`.
+  void begin_stop(milliseconds patience, std::optional<Error> why) {
+    if (why && !failure) failure = std::move(why);
+    if (phase != Phase::kServing) return;
+    phase = Phase::kPausing;
+    deadline = clock.now() + patience;
+    for (Slot& slot : slots) {
+      if (slot.next) say_not_begun(*slot.next, "the agent stops");
+      slot.next.reset();
+      if (!slot.run) continue;
+      protocol::Envelope envelope;
+      envelope.mutable_control()->set_run_id(slot.run->run_id());
+      envelope.mutable_control()->set_verb("pause");
+      tell(slot, envelope);
+    }
+  }
+
+  // True at the end of the way.
+  bool is_done(TimePoint now) {
+    if (phase == Phase::kPausing) {
+      const bool idle = std::none_of(slots.begin(), slots.end(),
+                                     [](const Slot& slot) { return slot.run.has_value(); });
+      if (!idle && now < deadline) return false;
+      for (Slot& slot : slots)
+        if (slot.run)
+          say_lost(slot, {.by_kill = true,
+                          .out_of_memory = false,
+                          .reason = "the agent stopped before it had checkpointed"});
+      phase = Phase::kFlushing;
+      deadline = now + kFlushPatience;
+    }
+    if (phase != Phase::kFlushing) return false;
+    return !has_listener || now >= deadline || outbox.is_heard();
+  }
+
+  // ---- the loop --------------------------------------------------------------------------------
+
+  // Hello, heartbeats, and those who are silent for too long. How long until the next.
+  milliseconds look_at_clock(TimePoint now) {
+    if (now - last_word > options.scheduler_patience && phase == Phase::kServing) {
+      has_listener = false;
+      begin_stop(options.stop_patience,
+                 Error{ErrorCode::kUnavailable,
+                       fmt::format("nothing heard from the scheduler for {:.0f} s",
+                                   std::chrono::duration<double>(now - last_word).count())});
+    }
+    const bool is_lonely = now - last_word > kHelloAgainAfter;
+    if ((!welcomed || is_lonely) && now - last_hello >= kHelloEvery) say_hello();
+    const milliseconds beat = phase == Phase::kFlushing ? kFlushBeat : heartbeat;
+    if (welcomed && now - last_heartbeat >= beat) say_heartbeat();
+    for (Slot& slot : slots)
+      if (slot.executor && slot.run && now - slot.heard > options.executor_patience)
+        slot.executor->kill(fmt::format("it said nothing for {:.0f} s",
+                                        std::chrono::duration<double>(now - slot.heard).count()));
+    const auto next = welcomed ? last_heartbeat + beat : last_hello + kHelloEvery;
+    return std::clamp(std::chrono::ceil<milliseconds>(next - now), 1ms, kLongestWait);
+  }
+
+  void go_round(milliseconds patience) {
+    std::vector<int> descriptors{wake.get()};
+    if (phase != Phase::kServing) descriptors.clear();  // it stays readable
+    for (Slot& slot : slots) {
+      if (!slot.executor) continue;
+      descriptors.push_back(slot.executor->channel().socket());
+      if (slot.executor->output() >= 0) descriptors.push_back(slot.executor->output());
+      if (slot.more) patience = 0ms;
+    }
+    const auto polled = link.poll(patience, descriptors);
+    const auto is_readable = [&](int descriptor) {
+      return std::find(polled.readable.begin(), polled.readable.end(), descriptor) !=
+             polled.readable.end();
+    };
+    // First of all: what dies after we were asked to stop dies while we stop.
+    if (is_readable(wake.get())) begin_stop(options.stop_patience, std::nullopt);
+    // Executors before the scheduler: an answer that is here already frees a slot for what the
+    // scheduler sends.
+    for (Slot& slot : slots) {
+      if (slot.executor && is_readable(slot.executor->output())) slot.executor->read_output();
+      if (slot.executor && (slot.more || is_readable(slot.executor->channel().socket())))
+        read(slot);
+      pass_on_progress(slot);
+    }
+    for (const auto& heard : polled.heard) hear(heard);
+    outbox.flush();
   }
 
   Result<void> loop(const std::stop_token& stop) {
+    const std::stop_callback wake_up(stop, [descriptor = wake.get()] {
+      const std::uint64_t one = 1;
+      if (::write(descriptor, &one, sizeof one) < 0) return;  // it is readable already
+    });
     last_word = clock.now();
     while (true) {
       const TimePoint now = clock.now();
-      if (stop.stop_requested() && !stopping) begin_stop(now);
-      if (dismissed || refused) break;
-      if (stopping &&
-          ((idle() && outbox.empty() && link.unacknowledged() == 0) || now >= stop_deadline))
-        break;
-      if (now - last_word > kSchedulerPatience)
-        return fail(ErrorCode::kUnavailable, "nothing heard from the scheduler for {} s",
-                    kSchedulerPatience.count());
-      if (!welcomed && now - last_hello >= kHelloEvery) {
-        say_hello();
-        last_hello = now;
-      }
-      if (welcomed && now - last_heartbeat >= heartbeat) {
-        say_heartbeat(now);
-        last_heartbeat = now;
-      }
-      std::vector<int> sockets;
-      for (Slot& slot : slots) {
-        if (!slot.executor) continue;
-        if (slot.run && now - slot.heard > kExecutorPatience) {
-          log::warn("executor.hangs pid={}", slot.executor->pid());
-          died(slot);
-          continue;
-        }
-        sockets.push_back(slot.executor->channel().socket());
-      }
-      flush();
-      const auto patience = std::min<std::chrono::milliseconds>(kLoop, heartbeat);
-      const auto polled = link.poll(patience, sockets);
-      for (const auto& heard : polled.heard) hear(heard);
-      for (const int socket : polled.readable)
-        for (Slot& slot : slots)
-          if (slot.executor && slot.executor->channel().socket() == socket) {
-            read(slot);
-            break;
-          }
+      if (is_done(now)) break;
+      go_round(look_at_clock(now));
     }
-    protocol::Bye bye;
-    bye.set_reason(stopping ? "stopping" : "dismissed");
-    (void)link.send(MessageType::kBye, bye, /*reliable=*/false);
-    if (refused) return fail(*refused);
+    if (has_listener) {
+      protocol::Bye bye;
+      bye.set_reason(failure ? failure->message : "stopping");
+      outbox.mention(MessageType::kBye, bye);
+    }
+    if (failure) return fail(*failure);
     return {};
   }
 };
 
 Agent::Agent(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Agent::Agent(Agent&&) noexcept = default;
-Agent::~Agent() {
-  if (!state_) return;
-  for (Slot& slot : state_->slots)
-    if (slot.executor) {
-      slot.executor->dismiss();
-      state_->chunks->close(slot.connection);
-    }
-}
+Agent::~Agent() = default;
 
 Result<Agent> Agent::create(AgentOptions options) {
   std::error_code ignored;
@@ -423,6 +574,7 @@ Result<Agent> Agent::create(AgentOptions options) {
   SAE_TRY_VOID(make_directories(options.state_directory));
   SAE_TRY(protocol::WorkerLink link, protocol::WorkerLink::connect(options.endpoint));
   auto state = std::make_unique<State>(std::move(options), std::move(link));
+  if (state->wake.get() < 0) return fail(system_error(errno, "eventfd"));
   auto cache = storage::ActivationCache::open(state->options.state_directory / "cache");
   if (cache)
     state->cache.emplace(std::move(*cache));

@@ -27,6 +27,9 @@ struct AgentOptions {
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
   std::string log_level = "warn";                   // of executors
   std::chrono::milliseconds stop_patience{30'000};  // for executors to checkpoint when stopping
+  // Silence after which the scheduler is gone, and a busy executor hangs.
+  std::chrono::milliseconds scheduler_patience{60'000};
+  std::chrono::milliseconds executor_patience{600'000};
 };
 
 class Agent {
@@ -39,8 +42,9 @@ class Agent {
   ~Agent();
 
   // Until `stop` (runs are paused: each member checkpoints and says so, then BYE) or until the
-  // scheduler says BYE.
-  // Errors: kUnavailable if the scheduler refused this agent or was gone for too long.
+  // scheduler says BYE. In the thread that called create().
+  // Errors: kUnavailable if the scheduler refused this agent or was gone for too long; what ran has
+  // checkpointed then.
   Result<void> run(std::stop_token stop);
 
  private:

@@ -1,10 +1,12 @@
 #include "worker/agent/executor_process.h"
 
 #include <fcntl.h>
-#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -14,10 +16,12 @@
 #include <fstream>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/files.h"
 #include "core/log.h"
+#include "worker/agent/chunk_service.h"  // OwnedFd
 
 namespace saesweep::agent {
 namespace {
@@ -26,46 +30,108 @@ namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
 constexpr int kChannelDescriptor = 3;
-constexpr std::uintmax_t kMaxLogBytes = 1 << 20;
+constexpr int kCannotStart = 127;         // exit code of a child that could not become the program
+constexpr auto kEndPatience = 2000ms;     // for one whose socket is closed
+constexpr std::size_t kTailBytes = 4096;  // kept of what it printed last
 constexpr std::size_t kLastWords = 300;
 
-// What a child may inherit of the environment.
-constexpr std::array kInherited = {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"};
+// What a child may inherit of the environment; the second line is for builds with sanitizers.
+constexpr std::array kInherited = {
+    "PATH",         "HOME",         "LANG",          "TMPDIR",      "LD_LIBRARY_PATH",
+    "ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS"};
 
-// How often the kernel has killed for memory in our control group; 0 where it does not say.
-std::uint64_t out_of_memory_kills() {
-  std::ifstream groups("/proc/self/cgroup");
-  std::string line, path;
-  while (std::getline(groups, line))
-    if (line.rfind("0::", 0) == 0) path = line.substr(3);
-  std::ifstream events("/sys/fs/cgroup" + path + "/memory.events");
+// How often the kernel has killed for memory.
+std::uint64_t memory_kills(const fs::path& events) {
+  std::ifstream in(events);
   std::string name;
   std::uint64_t count = 0;
-  while (events >> name >> count)
+  while (in >> name >> count)
     if (name == "oom_kill") return count;
   return 0;
 }
 
-std::string last_words(const fs::path& log, std::uintmax_t from) {
-  std::ifstream in(log, std::ios::binary);
-  in.seekg(static_cast<std::streamoff>(from));
-  std::string line, last;
-  while (std::getline(in, line))
-    if (!line.empty()) last = line;
-  return last.size() > kLastWords ? last.substr(last.size() - kLastWords) : last;
+// The counter of our control group (v2), else that of the whole system.
+fs::path find_memory_events() {
+  std::ifstream groups("/proc/self/cgroup");
+  std::string line;
+  std::error_code ignored;
+  while (std::getline(groups, line)) {
+    if (line.rfind("0::", 0) != 0) continue;
+    fs::path events = "/sys/fs/cgroup" + line.substr(3) + "/memory.events";
+    if (fs::exists(events, ignored)) return events;
+  }
+  return "/proc/vmstat";
+}
+
+// The last line with something in it, for a person to read.
+std::string last_line(std::string_view text) {
+  while (!text.empty() && static_cast<unsigned char>(text.back()) <= ' ') text.remove_suffix(1);
+  if (const auto end = text.rfind('\n'); end != text.npos) text.remove_prefix(end + 1);
+  if (text.size() > kLastWords) text.remove_prefix(text.size() - kLastWords);
+  std::string line(text);
+  for (char& c : line)
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = ' ';
+  return line;
+}
+
+std::string signal_name(int number) {
+  const char* name = ::sigabbrev_np(number);
+  return name != nullptr ? std::string("SIG") + name : "signal " + std::to_string(number);
+}
+
+// Everything the child needs, made before the fork: after it only system calls are safe, since
+// another thread may have held any lock.
+struct Launch {
+  std::vector<char*> arguments, environment;
+  int socket = -1, output = -1;
+  pid_t parent = -1;
+};
+
+[[noreturn]] void become_executor(const Launch& launch) {
+  ::setpgid(0, 0);
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != launch.parent) ::_exit(kCannotStart);  // it died before we asked
+  for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_DFL);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  // First out of the way of 0 to 3, then to their places, where they survive the exec.
+  const int socket = ::fcntl(launch.socket, F_DUPFD_CLOEXEC, 16);
+  const int output = ::fcntl(launch.output, F_DUPFD_CLOEXEC, 16);
+  const int nothing = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  ::dup2(nothing, 0);
+  ::dup2(output, 1);
+  ::dup2(output, 2);
+  ::dup2(socket, kChannelDescriptor);
+  if (::close_range(kChannelDescriptor + 1, ~0U, 0) != 0)
+    for (int other = kChannelDescriptor + 1; other < 1024; ++other) ::close(other);
+  ::execve(launch.arguments[0], launch.arguments.data(), launch.environment.data());
+  constexpr std::string_view kProblem = "cannot be started: exec failed\n";
+  if (::write(2, kProblem.data(), kProblem.size()) < 0) ::_exit(kCannotStart);
+  ::_exit(kCannotStart);
 }
 
 }  // namespace
 
 struct ExecutorProcess::State {
-  explicit State(int socket) : channel(std::in_place, socket) {}
-  std::optional<protocol::ExecutorChannel> channel;
+  explicit State(int socket) : channel(socket) {}
+  ~State() {
+    if (!reaped && pid > 0) ::kill(pid, SIGKILL);
+    reap(5s);
+  }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  protocol::ExecutorChannel channel;
   pid_t pid = -1;
-  bool reaped = false;
+  bool reaped = true;  // there is no process to wait for
   int status = 0;
-  bool killed_by_us = false;
-  fs::path log;
-  std::uintmax_t log_begin = 0;
+  std::string killed_because;
+  OwnedFd output, log;
+  fs::path log_path;
+  std::uintmax_t log_bytes = 0;
+  std::string tail;  // what it printed last
+  fs::path memory_events;
   std::uint64_t memory_kills_before = 0;
 
   bool reap(std::chrono::milliseconds patience) {
@@ -74,78 +140,73 @@ struct ExecutorProcess::State {
       const pid_t found = ::waitpid(pid, &status, WNOHANG);
       if (found == pid || (found < 0 && errno == ECHILD)) reaped = true;
       if (reaped || std::chrono::steady_clock::now() >= end) break;
-      std::this_thread::sleep_for(2ms);
+      std::this_thread::sleep_for(1ms);
     }
     return reaped;
   }
-  void kill() {
-    if (reaped) return;
-    killed_by_us = true;
-    ::kill(pid, SIGKILL);
-    reap(5s);
+  void open_log() {
+    log = OwnedFd(::open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
+    std::error_code failed;
+    log_bytes = fs::file_size(log_path, failed);
+    if (failed) log_bytes = 0;
+  }
+  void keep(std::string_view text) {
+    tail.append(text);
+    if (tail.size() > kTailBytes) tail.erase(0, tail.size() - kTailBytes);
+    if (log_bytes + text.size() > kMaxLogBytes) {
+      std::error_code ignored;
+      fs::rename(log_path, log_path.string() + ".old", ignored);
+      open_log();
+    }
+    // A log that cannot be written is worth no trouble: the last words are kept all the same.
+    if (::write(log.get(), text.data(), text.size()) > 0) log_bytes += text.size();
   }
 };
 
 ExecutorProcess::ExecutorProcess(std::unique_ptr<State> state) : state_(std::move(state)) {}
 ExecutorProcess::ExecutorProcess(ExecutorProcess&&) noexcept = default;
 ExecutorProcess& ExecutorProcess::operator=(ExecutorProcess&&) noexcept = default;
-ExecutorProcess::~ExecutorProcess() {
-  if (state_) state_->kill();
-}
+ExecutorProcess::~ExecutorProcess() = default;
 
 Result<ExecutorProcess> ExecutorProcess::start(const ExecutorOptions& options) {
-  std::error_code ignored;
-  if (!fs::exists(options.program, ignored))
-    return fail(ErrorCode::kNotFound, "{} is not there", options.program.string());
+  if (::access(options.program.c_str(), X_OK) != 0)
+    return fail(system_error(errno, "start " + options.program.string()));
   const fs::path logs = options.state_directory / "logs";
   SAE_TRY_VOID(make_directories(logs));
-  const fs::path log = logs / ("executor-" + std::to_string(options.slot) + ".log");
-  if (fs::exists(log, ignored) && fs::file_size(log, ignored) > kMaxLogBytes)
-    fs::rename(log, log.string() + ".old", ignored);
-
   SAE_TRY(const auto ends, protocol::ExecutorChannel::make_pair());
   auto state = std::make_unique<State>(ends.first);
-  state->log = log;
-  state->log_begin = fs::exists(log, ignored) ? fs::file_size(log, ignored) : 0;
-  state->memory_kills_before = out_of_memory_kills();
+  const OwnedFd theirs(ends.second);
+  std::array<int, 2> pipe_ends{};
+  if (::pipe2(pipe_ends.data(), O_CLOEXEC) != 0) return fail(system_error(errno, "pipe"));
+  state->output = OwnedFd(pipe_ends[0]);
+  const OwnedFd their_output(pipe_ends[1]);
+  ::fcntl(state->output.get(), F_SETFL, O_NONBLOCK);
+  state->log_path = logs / ("executor-" + std::to_string(options.slot) + ".log");
+  state->open_log();
+  state->memory_events =
+      options.memory_events.empty() ? find_memory_events() : options.memory_events;
+  state->memory_kills_before = memory_kills(state->memory_events);
 
   std::vector<std::string> words = {options.program.string(), "--channel",
                                     std::to_string(kChannelDescriptor)};
-  std::vector<char*> arguments;
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
   std::vector<std::string> inherited;
   for (const char* name : kInherited)
     if (const char* value = std::getenv(name)) inherited.push_back(std::string(name) + "=" + value);
-  std::vector<char*> environment;
-  for (std::string& variable : inherited) environment.push_back(variable.data());
-  environment.push_back(nullptr);
+  Launch launch;
+  for (std::string& word : words) launch.arguments.push_back(word.data());
+  launch.arguments.push_back(nullptr);
+  for (std::string& variable : inherited) launch.environment.push_back(variable.data());
+  launch.environment.push_back(nullptr);
+  launch.socket = theirs.get();
+  launch.output = their_output.get();
+  launch.parent = ::getpid();
 
-  posix_spawn_file_actions_t actions;
-  posix_spawnattr_t attributes;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawnattr_init(&attributes);
-  posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, 1, log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
-  posix_spawn_file_actions_adddup2(&actions, 1, 2);
-  posix_spawn_file_actions_adddup2(&actions, ends.second, kChannelDescriptor);
-  sigset_t none, all;
-  sigemptyset(&none);
-  sigfillset(&all);
-  posix_spawnattr_setsigmask(&attributes, &none);
-  posix_spawnattr_setsigdefault(&attributes, &all);
-  posix_spawnattr_setpgroup(&attributes, 0);
-  posix_spawnattr_setflags(&attributes,
-                           POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  const int failed = ::posix_spawn(&state->pid, arguments[0], &actions, &attributes,
-                                   arguments.data(), environment.data());
-  posix_spawn_file_actions_destroy(&actions);
-  posix_spawnattr_destroy(&attributes);
-  ::close(ends.second);
-  if (failed != 0) {
-    state->reaped = true;
-    return fail(system_error(failed, "start " + options.program.string()));
-  }
+  const pid_t pid = ::fork();
+  if (pid == 0) become_executor(launch);
+  if (pid < 0) return fail(system_error(errno, "fork"));
+  state->pid = pid;
+  state->reaped = false;
+
   ExecutorProcess process(std::move(state));
   protocol::Envelope first;
   first.mutable_start()->set_state_directory(options.state_directory.string());
@@ -158,35 +219,56 @@ Result<ExecutorProcess> ExecutorProcess::start(const ExecutorOptions& options) {
   return process;
 }
 
-protocol::ExecutorChannel& ExecutorProcess::channel() { return *state_->channel; }
+protocol::ExecutorChannel& ExecutorProcess::channel() { return state_->channel; }
 pid_t ExecutorProcess::pid() const { return state_->pid; }
+int ExecutorProcess::output() const { return state_->output.get(); }
+
+void ExecutorProcess::read_output() {
+  std::array<char, 16384> buffer;
+  // Not for ever: others wait, and a pipe that is full makes a talkative one wait.
+  for (int i = 0; i < 16 && state_->output.get() >= 0; ++i) {
+    const ssize_t count = ::read(state_->output.get(), buffer.data(), buffer.size());
+    if (count > 0) {
+      state_->keep({buffer.data(), static_cast<std::size_t>(count)});
+    } else if (count == 0) {
+      const OwnedFd ended = std::move(state_->output);
+    } else if (errno != EINTR) {
+      return;
+    }
+  }
+}
+
+void ExecutorProcess::hang_up() { ::shutdown(state_->channel.socket(), SHUT_RDWR); }
+
+void ExecutorProcess::kill(std::string why) {
+  if (state_->reaped || !state_->killed_because.empty()) return;
+  state_->killed_because = std::move(why);
+  ::kill(state_->pid, SIGKILL);
+}
 
 ExecutorDeath ExecutorProcess::bury() {
-  // Its socket is closed, so it is ending; one that only closed its socket is of no use either.
-  if (!state_->reap(2s)) state_->kill();
-  state_->channel.reset();
+  if (!state_->reap(kEndPatience)) {
+    kill("it closed its socket and did not end");
+    state_->reap(5s);
+  }
+  read_output();
   ExecutorDeath death;
   const int status = state_->status;
   if (WIFSIGNALED(status)) {
     const int number = WTERMSIG(status);
-    death.out_of_memory = number == SIGKILL && out_of_memory_kills() > state_->memory_kills_before;
-    death.by_kill = number == SIGKILL && !death.out_of_memory && !state_->killed_by_us;
-    death.reason = "signal " + std::to_string(number) + " (" + ::strsignal(number) + ")";
+    const bool ours = number == SIGKILL && !state_->killed_because.empty();
+    death.out_of_memory = number == SIGKILL && !ours &&
+                          memory_kills(state_->memory_events) > state_->memory_kills_before;
+    death.by_kill = number == SIGKILL && !ours && !death.out_of_memory;
+    death.reason = ours ? "killed by its agent: " + state_->killed_because
+                        : "killed by " + signal_name(number);
     if (death.out_of_memory) death.reason += ", out of memory";
   } else {
     death.reason = "exit code " + std::to_string(WIFEXITED(status) ? WEXITSTATUS(status) : -1);
   }
-  if (const std::string words = last_words(state_->log, state_->log_begin); !words.empty())
+  if (const std::string words = last_line(state_->tail); !words.empty())
     death.reason += "; last words: " + words;
   return death;
-}
-
-void ExecutorProcess::dismiss() {
-  protocol::Envelope bye;
-  bye.mutable_bye()->set_reason("the agent stops");
-  if (!state_->channel->send(bye)) log::debug("executor.dismiss pid={} error=gone", state_->pid);
-  state_->channel.reset();
-  if (!state_->reap(2s)) state_->kill();
 }
 
 }  // namespace saesweep::agent

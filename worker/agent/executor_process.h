@@ -1,4 +1,9 @@
-// One supervised executor: its process, its socket, and why it died.
+// One supervised executor: its process, its socket, what it prints, and why it died.
+//
+// It runs in a process group of its own, so that a terminal's Ctrl-C does not reach it, with an
+// environment of a few names and no descriptor but its socket. What it prints goes to
+// STATE/logs/executor-<slot>.log, which is moved to .log.old when it has grown to kMaxLogBytes.
+// The kernel kills it when the thread that started it is gone.
 #pragma once
 
 #include <sys/types.h>
@@ -6,7 +11,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "core/result.h"
@@ -20,18 +24,21 @@ struct ExecutorOptions {
   std::uint32_t slot = 0;
   std::uint32_t threads = 1;
   std::string log_level = "warn";
+  // A file with a line "oom_kill <count>"; empty: the one of our control group, or the system's.
+  std::filesystem::path memory_events;
 };
 
 struct ExecutorDeath {
   bool by_kill = false;        // SIGKILL from outside: not the run's fault
   bool out_of_memory = false;  // the kernel killed it for memory
-  std::string reason;          // "signal 11 (Segmentation fault); last words: ..."
+  std::string reason;          // "killed by SIGSEGV; last words: ..."
 };
 
 class ExecutorProcess {
  public:
-  // Started in a process group of its own, so that a terminal's Ctrl-C does not reach it; with an
-  // environment of a few names; its output goes to STATE/logs/executor-<slot>.log.
+  static constexpr std::uintmax_t kMaxLogBytes = 1 << 20;
+
+  // Starts it and sends ExecutorStart.
   // Errors: kNotFound if there is no such program; kUnavailable; kResourceExhausted.
   static Result<ExecutorProcess> start(const ExecutorOptions& options);
   ExecutorProcess(ExecutorProcess&&) noexcept;
@@ -41,10 +48,17 @@ class ExecutorProcess {
   protocol::ExecutorChannel& channel();
   pid_t pid() const;
 
-  // Waits for one that is dying (its socket is closed), or kills it; then says how it ended.
+  // A descriptor to poll, and what to do when it can be read; -1 when there will be no more.
+  int output() const;
+  void read_output();
+
+  // Closes its socket, which tells it to end at once.
+  void hang_up();
+  // Kills it for a reason of ours, which its death will name.
+  void kill(std::string why);
+
+  // Waits for one that is ending, kills it if it does not, and says how it ended.
   ExecutorDeath bury();
-  // Asks it to end, and kills it after two seconds.
-  void dismiss();
 
  private:
   struct State;
