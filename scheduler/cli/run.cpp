@@ -109,26 +109,33 @@ int complain(const Error& error) {
   return exit_code_of(error.code);
 }
 
+// Starts the executor once, so that one that cannot start says why now and not by failing every
+// trial. What it found on this machine.
+Result<Json> probe_executor(const fs::path& task) {
+  const auto probe = run_child(task, {"probe", "--json"}, {.patience = std::chrono::minutes(2)});
+  if (!probe) return fail(probe.error());
+  if (probe->exit_code != 0)
+    return fail(ErrorCode::kNotFound,
+                "the executor {} does not start (exit code {}); deploy/setup.sh installs the "
+                "LibTorch it needs, and saesweep doctor says what is missing",
+                task.string(), probe->exit_code);
+  return parse_json(probe->output);
+}
+
 // The executor's LibTorch belongs into run.json; a run that found everything done keeps what the
 // last one wrote there.
-Json versions(const std::optional<fs::path>& task, const fs::path& out) {
+Json versions(const Json& executor, const fs::path& out) {
   Json all{{"saesweep", version()},
            {"commit", commit()},
            {"compiler", compiler()},
            {"libraries", library_versions()}};
-  if (task) {
-    const auto probe = run_child(*task, {"probe", "--json"},
-                                 {.patience = milliseconds(20'000), .silence_errors = true});
-    if (!probe || probe->exit_code != 0) return all;
-    if (const auto json = parse_json(probe->output); json && json->contains("libtorch"))
-      all["libtorch"] = (*json)["libtorch"];
-    return all;
-  }
-  const auto text = read_file(out / "run.json", 1 << 20);
-  if (!text) return all;
-  if (const auto json = parse_json(*text);
-      json && json->is_object() && json->value("versions", Json::object()).contains("libtorch"))
-    all["libtorch"] = (*json)["versions"]["libtorch"];
+  Json before = Json::object();
+  if (const auto text = read_file(out / "run.json", 1 << 20))
+    if (const auto json = parse_json(*text); json && json->is_object())
+      before = json->value("versions", Json::object());
+  for (const Json& known : {executor, before})
+    if (known.is_object() && known.contains("libtorch") && !all.contains("libtorch"))
+      all["libtorch"] = known["libtorch"];
   return all;
 }
 
@@ -210,11 +217,14 @@ class Run {
     if (!before) return complain(before.error());
     greet(*before, slots);
 
-    std::optional<fs::path> task;
+    Json executor;  // what it says about itself; nothing if it was not needed
     if (!before->finished) {
-      auto found = find_task_program(flags_.task);
-      if (!found) return complain(found.error());
-      task = *found;
+      const auto task = find_task_program(flags_.task);
+      if (!task) return complain(task.error());
+      auto probed = probe_executor(*task);
+      if (interrupts->wait(milliseconds(0)) != 0) return interrupted();
+      if (!probed) return complain(probed.error());
+      executor = std::move(*probed);
       const std::uint32_t threads = flags_.threads > 0 ? flags_.threads : usable_cores();
       LocalCluster cluster(*service, {.endpoint = sockets->endpoint(),
                                       .build = build(),
@@ -233,7 +243,7 @@ class Run {
     screen_.finish();
     const auto result = service->result(plan_.name);
     if (!result) return complain(result.error());
-    return conclude(*result, task);
+    return conclude(*result, executor);
   }
 
  private:
@@ -313,9 +323,11 @@ class Run {
     return kExitInterrupted;
   }
 
-  int conclude(const scheduler::SweepResult& result, const std::optional<fs::path>& task) {
-    const RunFacts facts{
-        .host = describe_host(), .versions = versions(task, out_), .state = state_, .out = out_};
+  int conclude(const scheduler::SweepResult& result, const Json& executor) {
+    const RunFacts facts{.host = describe_host(),
+                         .versions = versions(executor, out_),
+                         .state = state_,
+                         .out = out_};
     const auto contents = to_out_contents(result, facts, commit());
     if (!contents) return complain(contents.error());
     if (auto written = scheduler::write_out(out_, *contents); !written)

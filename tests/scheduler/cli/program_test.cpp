@@ -219,6 +219,15 @@ TEST_F(ProgramTest, RunSaysHowToGetTheExecutorThatIsMissing) {
   EXPECT_THAT(refused.err, HasSubstr((dir.path() / "no-task").string()));
 }
 
+TEST_F(ProgramTest, RunSaysThatTheExecutorDoesNotStart) {
+  const std::string file = small_sweep();
+  const Finished refused =
+      saesweep({"run", file, "--state", (dir.path() / "state").string(), "--out",
+                (dir.path() / "out").string(), "--task", "/bin/false"});
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.err, HasSubstr("does not start"));
+}
+
 TEST_F(ProgramTest, BenchCacheMeasuresAgainstARawFile) {
   const Finished bench = saesweep({"bench", "cache", "--bytes", "8MiB", "--rounds", "1", "--dir",
                                    dir.path().string(), "--json"});
