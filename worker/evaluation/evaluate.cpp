@@ -226,6 +226,8 @@ Result<Json> evaluate_baseline_with(const sweeps::EvaluationSpec& evaluation,
     return evaluate_dictionary(evaluation, *trained_sae, untrained, inputs, cache);
   }
   if (baseline.name == "pca") {
+    if (!inputs.open_stream)
+      return fail(ErrorCode::kInvalidArgument, "pca without a training stream");
     SAE_TRY(const auto stream, inputs.open_stream());
     SAE_TRY(const RowMoments moments, row_moments(*stream, *inputs.pool, inputs.stop));
     std::optional<Sae> sae;
