@@ -2,8 +2,6 @@
 // until the scheduler has said what became of them: another scheduler hears them again.
 #pragma once
 
-#include <google/protobuf/message_lite.h>
-
 #include <cstdint>
 #include <deque>
 #include <map>
