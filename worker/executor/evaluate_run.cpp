@@ -102,6 +102,7 @@ class EvaluateRun {
     inputs.tokens = sources.tokens;
     inputs.activations = sources.activations;
     inputs.pool = &tools_.pool;
+    inputs.cache = &cache_;
     inputs.stop = [this] { return report_.is_asked(); };
     inputs.progress = [&](std::uint64_t done, std::uint64_t total) {
       if (!report_.progress_is_due()) return;
@@ -152,6 +153,7 @@ class EvaluateRun {
 
   RunReport& report_;
   const RunTools& tools_;
+  EvaluationCache cache_;  // what the members of a run share of a stream
 };
 
 }  // namespace
