@@ -7,8 +7,8 @@
 // One source, compiled for several instruction sets and chosen at start: the same kind of machine
 // gives the same bytes. Sanitizers do not get along with the choice, which happens before they
 // start.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define SAE_VECTOR_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -50,6 +50,21 @@ SAE_VECTOR_CLONES double sum_of_squares(const float* __restrict x, std::int64_t 
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
   for (const double lane : lanes) sum += lane;
   return sum;
+}
+
+SAE_VECTOR_CLONES std::int64_t relu_row(const float* __restrict f, const float* __restrict pull,
+                                        float* __restrict g, float* __restrict f_sums,
+                                        float* __restrict g_sums, std::int64_t n) {
+  std::int32_t active = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const bool on = f[i] > 0;
+    const float gradient = on ? g[i] + pull[i] : 0.0F;
+    active += on ? 1 : 0;
+    g[i] = gradient;
+    f_sums[i] += f[i];
+    g_sums[i] += gradient;
+  }
+  return active;
 }
 
 SAE_VECTOR_CLONES bool all_finite(const float* __restrict x, std::int64_t n) {

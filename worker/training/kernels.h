@@ -19,6 +19,12 @@ void axpy(float a, const float* x, float* y, std::int64_t n);
 float dot(const float* x, const float* y, std::int64_t n);
 double sum_of_squares(const float* x, std::int64_t n);
 
+// One row of a ReLU layer backwards: g, the gradient of f, becomes that of the pre-activations
+// after `pull` of a penalty is added where f > 0, and 0 elsewhere. Adds f and g to the sums by
+// column. Returns how many f are > 0.
+std::int64_t relu_row(const float* f, const float* pull, float* g, float* f_sums, float* g_sums,
+                      std::int64_t n);
+
 bool all_finite(const float* x, std::int64_t n);
 
 struct Code {

@@ -42,6 +42,10 @@ class ReluTrainer final : public TrainerBase {
  private:
   bool weighs_norms() const { return spec_.architecture == sweeps::Architecture::kStandard; }
   PassSums pass(const at::Tensor& x) override;
+  // The pull on each latent of a row under a penalty of powers, scaled; adds up the row's penalty
+  // at p and at the next p.
+  void bend(const float* f, double scale, std::vector<double>& powers, std::vector<float>& pull,
+            double& penalty, double& next_penalty) const;
   void keep_bookkeeping() override;
   Json state() const override;
   Result<void> set_state(const Json& json) override;
@@ -63,6 +67,26 @@ class ReluTrainer final : public TrainerBase {
   std::pair<double, double> last_penalties_{};   // of the last pass
 };
 
+void ReluTrainer::bend(const float* f, double scale, std::vector<double>& powers,
+                       std::vector<float>& pull, double& penalty, double& next_penalty) const {
+  double sum = 0, next = 0;
+  for (std::size_t i = 0; i < powers.size(); ++i) {
+    if (!(f[i] > 0)) continue;
+    const double value = f[i];
+    powers[i] = p_ == 1 ? value : std::pow(value, p_);
+    sum += powers[i];
+    if (next_p_) next += std::pow(value, *next_p_);
+  }
+  double outer = p_;  // d penalty / d f = outer * f^(p - 1)
+  if (spec_.sparsity_function == sweeps::SparsityFunction::kLp)
+    outer = sum > 0 ? std::pow(sum, 1 / p_ - 1) : 0;
+  // f^(p - 1) is infinite at 0, where nothing pulls.
+  for (std::size_t i = 0; i < powers.size(); ++i)
+    if (f[i] > 0) pull[i] = static_cast<float>(scale * outer * powers[i] / f[i]);
+  penalty += penalty_of_row(sum, p_);
+  if (next_p_) next_penalty += penalty_of_row(next, *next_p_);
+}
+
 PassSums ReluTrainer::pass(const at::Tensor& x) {
   const std::int64_t d = d_in(), width = d_sae(), rows = batch();
   const double scale = sparsity_scale() * l1_;
@@ -81,10 +105,15 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     double squared_error = 0, penalty = 0, next_penalty = 0, active = 0;
     bool finite = true;
     std::vector<double> g_columns;
+    std::vector<float> f_columns, d_columns;
   };
   std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
-  const double p = p_;
-  const double next_p = next_p_.value_or(p_);
+  // While p is 1 and stays it, p_anneal has the penalty of standard_bricken.
+  const bool curved = anneals_ && (p_ != 1 || next_p_);
+  std::vector<float> pulls(static_cast<std::size_t>(width));  // of the penalty on each latent
+  for (std::int64_t i = 0; i < width; ++i)
+    pulls[static_cast<std::size_t>(i)] =
+        static_cast<float>(scale * inverse_rows) * (norm != nullptr ? norm[i] : 1.0F);
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
     at::Tensor rows_in = x_centred.narrow(0, first, count);
@@ -104,46 +133,16 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     at::Tensor d_codes = d_pre.narrow(0, first, count);
     multiply(d_codes, gradient, decoder.t());
 
-    float* values = codes.mutable_data_ptr<float>();
-    float* d_values = d_codes.mutable_data_ptr<float>();
+    sum.f_columns.assign(static_cast<std::size_t>(width), 0);
+    sum.d_columns.assign(static_cast<std::size_t>(width), 0);
+    std::vector<float> pull = pulls;
+    std::vector<double> powers(curved ? static_cast<std::size_t>(width) : 0);
     for (std::int64_t row = 0; row < count; ++row) {
-      const float* f_row = values + row * width;
-      float* d_row = d_values + row * width;
-      std::int64_t active = 0;
-      double row_sum = 0, next_sum = 0;
-      if (!anneals_) {
-        const auto plain = static_cast<float>(scale * inverse_rows);
-        for (std::int64_t i = 0; i < width; ++i) {
-          const bool on = f_row[i] > 0;
-          const float weight = norm != nullptr ? norm[i] : 1.0F;
-          active += on ? 1 : 0;
-          row_sum += static_cast<double>(f_row[i]) * weight;
-          d_row[i] = on ? d_row[i] + plain * weight : 0.0F;
-        }
-        sum.penalty += row_sum;
-      } else {
-        for (std::int64_t i = 0; i < width; ++i) {
-          if (!(f_row[i] > 0)) continue;
-          row_sum += std::pow(static_cast<double>(f_row[i]), p);
-          if (next_p_) next_sum += std::pow(static_cast<double>(f_row[i]), next_p);
-        }
-        double outer = p;  // d penalty / d f = outer * f^(p - 1)
-        if (spec_.sparsity_function == sweeps::SparsityFunction::kLp)
-          outer = row_sum > 0 ? std::pow(row_sum, 1 / p - 1) : 0;
-        for (std::int64_t i = 0; i < width; ++i) {
-          const double value = f_row[i];
-          // f^(p - 1) is infinite at 0, where the gradient is 0.
-          if (value > 0) {
-            ++active;
-            d_row[i] += static_cast<float>(scale * inverse_rows * outer * std::pow(value, p - 1));
-          } else {
-            d_row[i] = 0;
-          }
-        }
-        sum.penalty += penalty_of_row(row_sum, p);
-        sum.next_penalty += penalty_of_row(next_sum, next_p);
-      }
-      sum.active += static_cast<double>(active);
+      const float* f_row = codes.const_data_ptr<float>() + row * width;
+      if (curved) bend(f_row, scale * inverse_rows, powers, pull, sum.penalty, sum.next_penalty);
+      sum.active += static_cast<double>(
+          kernels::relu_row(f_row, pull.data(), d_codes.mutable_data_ptr<float>() + row * width,
+                            sum.f_columns.data(), sum.d_columns.data(), width));
     }
     sum.g_columns.assign(static_cast<std::size_t>(d), 0);
     const float* g_values = gradient.const_data_ptr<float>();
@@ -152,7 +151,17 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
         sum.g_columns[static_cast<std::size_t>(j)] += g_values[row * d + j];
   });
 
+  std::vector<double> f_total(static_cast<std::size_t>(width), 0), d_total = f_total;
+  for (const Sums& sum : sums)
+    for (std::size_t i = 0; i < f_total.size(); ++i) {
+      f_total[i] += sum.f_columns[i];
+      d_total[i] += sum.d_columns[i];
+    }
   std::vector<char> fired(static_cast<std::size_t>(width), 0);
+  for (std::size_t i = 0; i < fired.size(); ++i) {
+    fired[i] = f_total[i] > 0 ? 1 : 0;
+    gradients_.b_enc.mutable_data_ptr<float>()[i] = static_cast<float>(d_total[i]);
+  }
   std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(product_blocks()));
   const at::Tensor g_operand = operand(g), x_operand = operand(x_centred);
   for_product_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
@@ -160,29 +169,24 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     const at::Tensor d_codes = d_pre.narrow(1, first, count);
     multiply(gradients_.w_dec.narrow(0, first, count), codes.t(), g_operand);
     multiply(gradients_.w_enc.narrow(0, first, count), d_codes.t(), x_operand);
-    const at::Tensor total = d_codes.sum(0, false, at::kDouble);  // [count]
-    gradients_.b_enc.narrow(0, first, count).copy_(total);
-    const at::Tensor largest = codes.amax(0);
     if (norm != nullptr) {
       // The penalty pulls on the decoder's norms too.
-      const at::Tensor mean = codes.sum(0, false, at::kDouble) * (scale * inverse_rows);
       float* rows_out = gradients_.w_dec.mutable_data_ptr<float>();
       const float* weights = parameters_.w_dec.const_data_ptr<float>();
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t latent = first + i;
+      for (std::int64_t latent = first; latent < first + count; ++latent) {
+        const double mean = f_total[static_cast<std::size_t>(latent)] * (scale * inverse_rows);
         if (norm[latent] > 0)
-          kernels::axpy(static_cast<float>(mean.const_data_ptr<double>()[i] / norm[latent]),
-                        weights + latent * d, rows_out + latent * d, d);
+          kernels::axpy(static_cast<float>(mean / norm[latent]), weights + latent * d,
+                        rows_out + latent * d, d);
       }
     }
     auto& through = through_encoder[static_cast<std::size_t>(index)];
     through.assign(static_cast<std::size_t>(d), 0);
     const float* encoder = parameters_.w_enc.const_data_ptr<float>();
-    for (std::int64_t i = 0; i < count; ++i) {
-      const double pull = total.const_data_ptr<double>()[i];
-      fired[static_cast<std::size_t>(first + i)] = largest.const_data_ptr<float>()[i] > 0 ? 1 : 0;
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      const double pull = d_total[static_cast<std::size_t>(latent)];
       for (std::int64_t j = 0; j < d; ++j)
-        through[static_cast<std::size_t>(j)] += pull * encoder[(first + i) * d + j];
+        through[static_cast<std::size_t>(j)] += pull * encoder[latent * d + j];
     }
   });
 
@@ -197,6 +201,9 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     result.finite = result.finite && sum.finite;
     for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
   }
+  if (!curved)
+    for (std::size_t i = 0; i < f_total.size(); ++i)
+      penalty += f_total[i] * (norm != nullptr ? norm[i] : 1.0F);
   // b_dec is subtracted before the encoder as well.
   for (const auto& through : through_encoder)
     for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= through[j];
