@@ -71,8 +71,8 @@ class BoundedQueue {
   std::mutex mutex_;
   std::condition_variable not_full_;
   std::condition_variable not_empty_;
-  std::deque<T> items_;   // under mutex_
-  bool closed_ = false;   // under mutex_
+  std::deque<T> items_;  // under mutex_
+  bool closed_ = false;  // under mutex_
 };
 
 }  // namespace saesweep

@@ -13,8 +13,8 @@ namespace saesweep {
 
 }  // namespace saesweep
 
-#define SAE_CHECK(condition, ...)                                                       \
-  do {                                                                                  \
-    if (!(condition)) [[unlikely]]                                                      \
+#define SAE_CHECK(condition, ...)                                                         \
+  do {                                                                                    \
+    if (!(condition)) [[unlikely]]                                                        \
       ::saesweep::check_failed(__FILE__, __LINE__, #condition, fmt::format(__VA_ARGS__)); \
   } while (false)

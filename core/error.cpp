@@ -9,13 +9,20 @@ namespace saesweep {
 
 std::string_view to_string(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return "invalid argument";
-    case ErrorCode::kNotFound: return "not found";
-    case ErrorCode::kUnavailable: return "unavailable";
-    case ErrorCode::kResourceExhausted: return "resource exhausted";
-    case ErrorCode::kStaleLease: return "stale lease";
-    case ErrorCode::kCorrupted: return "corrupted";
-    case ErrorCode::kDiverged: return "diverged";
+    case ErrorCode::kInvalidArgument:
+      return "invalid argument";
+    case ErrorCode::kNotFound:
+      return "not found";
+    case ErrorCode::kUnavailable:
+      return "unavailable";
+    case ErrorCode::kResourceExhausted:
+      return "resource exhausted";
+    case ErrorCode::kStaleLease:
+      return "stale lease";
+    case ErrorCode::kCorrupted:
+      return "corrupted";
+    case ErrorCode::kDiverged:
+      return "diverged";
   }
   return "unknown";
 }

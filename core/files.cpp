@@ -104,7 +104,8 @@ Result<void> make_directories(const std::filesystem::path& directory) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error)
-    return fail(system_error(error.value(), fmt::format("create directory {}", directory.string())));
+    return fail(
+        system_error(error.value(), fmt::format("create directory {}", directory.string())));
   return {};
 }
 

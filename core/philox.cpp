@@ -23,8 +23,9 @@ struct StreamKey {
 
 StreamKey derive(std::uint64_t seed, std::string_view purpose, std::uint64_t index) {
   const std::uint64_t purpose_hash = xxh3_64(std::as_bytes(std::span(purpose)), seed);
-  return {{static_cast<std::uint32_t>(purpose_hash), static_cast<std::uint32_t>(purpose_hash >> 32)},
-          {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32)}};
+  return {
+      {static_cast<std::uint32_t>(purpose_hash), static_cast<std::uint32_t>(purpose_hash >> 32)},
+      {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32)}};
 }
 
 }  // namespace

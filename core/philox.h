@@ -42,7 +42,8 @@ class Rng {
 };
 
 // A bijection of [0, size) keyed by (seed, purpose, index), evaluated point by point without a
-// table: a balanced Feistel network whose round keys come from Philox, walked until the value falls in range.
+// table: a balanced Feistel network whose round keys come from Philox, walked until the value falls
+// in range.
 class Permutation {
  public:
   Permutation(std::uint64_t size, std::uint64_t seed, std::string_view purpose,

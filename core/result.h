@@ -30,17 +30,17 @@ inline tl::unexpected<Error> fail(Error error) { return tl::unexpected<Error>(st
 // SAE_TRY(auto value, open(path)): the value, or return the error from the enclosing function.
 #define SAE_CONCAT_INNER(a, b) a##b
 #define SAE_CONCAT(a, b) SAE_CONCAT_INNER(a, b)
-#define SAE_TRY_IMPL(result, declaration, expression)            \
-  auto result = (expression);                                    \
+#define SAE_TRY_IMPL(result, declaration, expression)              \
+  auto result = (expression);                                      \
   if (!result) return ::saesweep::fail(std::move(result.error())); \
   declaration = std::move(*result)
 #define SAE_TRY(declaration, expression) \
   SAE_TRY_IMPL(SAE_CONCAT(sae_try_, __LINE__), declaration, expression)
 // The same for Result<void>.
-#define SAE_TRY_VOID(expression)                                                       \
-  do {                                                                                 \
-    if (auto sae_result = (expression); !sae_result)                                   \
-      return ::saesweep::fail(std::move(sae_result.error()));                          \
+#define SAE_TRY_VOID(expression)                              \
+  do {                                                        \
+    if (auto sae_result = (expression); !sae_result)          \
+      return ::saesweep::fail(std::move(sae_result.error())); \
   } while (false)
 
 }  // namespace saesweep

@@ -23,12 +23,18 @@ std::optional<at::ScalarType> scalar_type(const std::string& dtype) {
 
 std::string dtype_name(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return "F32";
-    case at::kDouble: return "F64";
-    case at::kBFloat16: return "BF16";
-    case at::kLong: return "I64";
-    case at::kByte: return "U8";
-    default: break;
+    case at::kFloat:
+      return "F32";
+    case at::kDouble:
+      return "F64";
+    case at::kBFloat16:
+      return "BF16";
+    case at::kLong:
+      return "I64";
+    case at::kByte:
+      return "U8";
+    default:
+      break;
   }
   SAE_CHECK(false, "a dtype that we do not write: {}", static_cast<int>(type));
   return {};

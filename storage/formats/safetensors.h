@@ -1,5 +1,6 @@
 // safetensors: a JSON header and raw little-endian tensors, the format this field exchanges.
-//   u64 header length N | N bytes of JSON, padded with spaces so that 8 + N is a multiple of 8 | data
+//   u64 header length N | N bytes of JSON, padded with spaces so that 8 + N is a multiple of 8 |
+//   data
 // Source: the format page of huggingface/safetensors.
 #pragma once
 
@@ -17,7 +18,7 @@
 namespace saesweep::storage {
 
 struct TensorView {
-  std::string dtype;                 // "F32", "BF16", "F16", "I64", "U8", ...
+  std::string dtype;  // "F32", "BF16", "F16", "I64", "U8", ...
   std::vector<std::int64_t> shape;
   std::span<const std::byte> bytes;  // row-major
 };
@@ -25,8 +26,9 @@ struct TensorView {
 // A file mapped read-only, or bytes in memory; views live as long as this does.
 class Safetensors {
  public:
-  // Errors: kNotFound; kCorrupted for a header that is too long, is no JSON, repeats a name, names an
-  // unknown dtype, or whose offsets overlap, leave holes, leave the file or disagree with the shape.
+  // Errors: kNotFound; kCorrupted for a header that is too long, is no JSON, repeats a name, names
+  // an unknown dtype, or whose offsets overlap, leave holes, leave the file or disagree with the
+  // shape.
   static Result<Safetensors> open(const std::filesystem::path& path);
   static Result<Safetensors> parse(std::string bytes);
 

@@ -24,9 +24,9 @@ using FetchChunk = std::function<Result<std::uint32_t>(
     const std::function<Result<std::uint32_t>(std::span<std::byte>)>& harvest)>;
 
 struct StreamEvents {
-  std::function<void(std::uint64_t rows)> harvested;         // rows computed anew
+  std::function<void(std::uint64_t rows)> harvested;                     // rows computed anew
   std::function<void(std::uint64_t done, std::uint64_t total)> loading;  // rows of the group
-  std::function<bool()> stop;                                // true: give up with kUnavailable
+  std::function<bool()> stop;  // true: give up with kUnavailable
 };
 
 class CachedStream final : public RowStream {
@@ -60,8 +60,8 @@ class CachedStream final : public RowStream {
   std::uint64_t loaded_pass_ = 0, loaded_group_ = 0;
   bool loaded_ = false;
   Permutation order_;
-  std::vector<std::byte> group_;   // rows of the loaded group, joined but not permuted
-  std::vector<std::byte> chunk_;   // scratch for one chunk
+  std::vector<std::byte> group_;  // rows of the loaded group, joined but not permuted
+  std::vector<std::byte> chunk_;  // scratch for one chunk
 };
 
 }  // namespace saesweep::worker

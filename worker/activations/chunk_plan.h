@@ -26,7 +26,7 @@ class ChunkPlan {
   static Result<ChunkPlan> make(const sweeps::StreamSpec& stream, const Documents& documents,
                                 std::int64_t d_in);
 
-  std::uint64_t rows() const { return rows_; }                // of one pass
+  std::uint64_t rows() const { return rows_; }  // of one pass
   std::uint32_t chunks() const { return static_cast<std::uint32_t>(chunk_rows_.size()); }
   std::uint64_t max_chunk_rows() const { return max_chunk_rows_; }
   std::uint64_t group_rows() const { return group_rows_; }

@@ -1,8 +1,8 @@
 // Computes the bytes of activation chunks: a forward pass of the subject model up to the hook, or a
 // copy of rows that somebody else harvested.
 //
-// A chunk always has the same bytes: documents go through the model in fixed micro-batches padded to
-// the full context, one thread each, and values are rounded to the stored dtype.
+// A chunk always has the same bytes: documents go through the model in fixed micro-batches padded
+// to the full context, one thread each, and values are rounded to the stored dtype.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +26,8 @@ inline constexpr std::int64_t kDocumentsPerForward = 16;
 // The model's activations at `hook` for whole documents, rows in order: fp32
 // [sum of rows(document), width]. Micro-batches of kDocumentsPerForward run side by side.
 at::Tensor activations_of(const Transformer& model, const std::string& hook,
-                          const TokenDocuments& documents,
-                          std::span<const std::uint64_t> chosen, ThreadPool& pool);
+                          const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
+                          ThreadPool& pool);
 
 class Harvester {
  public:

@@ -1,6 +1,6 @@
-// The rows a trial trains on, by their position: row r of the endless stream that reads pass 0, then
-// pass 1, ... each in its own order. The same row has the same bytes whoever reads it, whenever, with
-// or without a cache.
+// The rows a trial trains on, by their position: row r of the endless stream that reads pass 0,
+// then pass 1, ... each in its own order. The same row has the same bytes whoever reads it,
+// whenever, with or without a cache.
 #pragma once
 
 #include <cstdint>

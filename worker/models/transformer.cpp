@@ -46,14 +46,15 @@ std::map<std::string, Shape> weight_shapes(const TransformerConfig& c) {
 }
 
 bool ends_with(const std::string& text, std::string_view tail) {
-  return text.size() >= tail.size() && text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
+  return text.size() >= tail.size() &&
+         text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
 }
 
 // The hooks of one block in the order in which the forward pass reaches them.
 constexpr std::string_view kBlockHooks[] = {
-    "hook_resid_pre",   "ln1.hook_normalized", "attn.hook_q",         "attn.hook_k",
-    "attn.hook_v",      "attn.hook_z",         "hook_attn_out",       "hook_resid_mid",
-    "ln2.hook_normalized", "mlp.hook_pre",     "mlp.hook_post",       "hook_mlp_out",
+    "hook_resid_pre",      "ln1.hook_normalized", "attn.hook_q",   "attn.hook_k",
+    "attn.hook_v",         "attn.hook_z",         "hook_attn_out", "hook_resid_mid",
+    "ln2.hook_normalized", "mlp.hook_pre",        "mlp.hook_post", "hook_mlp_out",
     "hook_resid_post"};
 
 std::vector<std::string> all_hooks(const TransformerConfig& config) {
@@ -90,8 +91,7 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 Result<std::int64_t> integer(const Json& json, const char* key, std::int64_t low,
                              std::int64_t high) {
   const auto found = json.find(key);
-  if (found == json.end())
-    return fail(ErrorCode::kInvalidArgument, "config.json: no {}", key);
+  if (found == json.end()) return fail(ErrorCode::kInvalidArgument, "config.json: no {}", key);
   if (!found->is_number_integer() || found->get<std::int64_t>() < low ||
       found->get<std::int64_t>() > high)
     return fail(ErrorCode::kInvalidArgument, "config.json: {} is {}; {} to {} would be right", key,
@@ -176,8 +176,8 @@ Result<TransformerConfig> TransformerConfig::from_json(const Json& json) {
     SAE_TRY(d_mlp, integer(json, "n_inner", 1, 1 << 22));
   }
   if (d_model % heads != 0)
-    return fail(ErrorCode::kInvalidArgument, "config.json: n_embd {} is not a multiple of n_head {}",
-                d_model, heads);
+    return fail(ErrorCode::kInvalidArgument,
+                "config.json: n_embd {} is not a multiple of n_head {}", d_model, heads);
   config.layers = static_cast<int>(layers);
   config.d_model = static_cast<int>(d_model);
   config.heads = static_cast<int>(heads);
@@ -238,8 +238,9 @@ Result<Transformer> Transformer::load(const std::filesystem::path& directory) {
     if (view == nullptr)
       return fail(ErrorCode::kInvalidArgument, "{}: no tensor \"{}\"", path.string(), name);
     if (view->shape != shape)
-      return fail(ErrorCode::kInvalidArgument, "{}: tensor \"{}\" has shape [{}]; [{}] would be right",
-                  path.string(), name, fmt::join(view->shape, ", "), fmt::join(shape, ", "));
+      return fail(ErrorCode::kInvalidArgument,
+                  "{}: tensor \"{}\" has shape [{}]; [{}] would be right", path.string(), name,
+                  fmt::join(view->shape, ", "), fmt::join(shape, ", "));
     auto read = to_float_tensor(*view, name);
     if (!read) return fail(read.error().code, "{}: {}", path.string(), read.error().message);
     at::Tensor tensor = std::move(*read);
@@ -294,7 +295,7 @@ Result<void> Transformer::check_hook(const std::string& hook) const {
 
 std::int64_t Transformer::hook_width(const std::string& hook) const {
   return ends_with(hook, "mlp.hook_pre") || ends_with(hook, "mlp.hook_post") ? config_.d_mlp
-                                                                            : config_.d_model;
+                                                                             : config_.d_model;
 }
 
 int Transformer::hook_block(const std::string& hook) const {
@@ -313,7 +314,9 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
   const std::int64_t d = config_.d_model, heads = config_.heads, d_head = d / heads;
   const std::set<std::string> distinct(request.capture.begin(), request.capture.end());
   Pass pass{request, {}, distinct.size()};
-  const auto weight = [&](const std::string& name) -> const at::Tensor& { return weights_.at(name); };
+  const auto weight = [&](const std::string& name) -> const at::Tensor& {
+    return weights_.at(name);
+  };
   const auto norm = [&](const at::Tensor& x, const std::string& name) {
     return at::layer_norm(x, {d}, weight(name + ".weight"), weight(name + ".bias"),
                           config_.layer_norm_epsilon);
@@ -322,7 +325,8 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
   at::Tensor embedded = pass.at_hook("hook_embed", at::embedding(weight("wte.weight"), tokens));
   if (pass.stopped) return std::move(pass.result);
   at::Tensor positions = pass.at_hook(
-      "hook_pos_embed", weight("wpe.weight").narrow(0, 0, length).unsqueeze(0).expand({batch, length, d}));
+      "hook_pos_embed",
+      weight("wpe.weight").narrow(0, 0, length).unsqueeze(0).expand({batch, length, d}));
   if (pass.stopped) return std::move(pass.result);
   at::Tensor residual = embedded + positions;  // [batch, length, d_model]
 
@@ -337,9 +341,9 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
     if (pass.stopped) break;
     const at::Tensor normed = at_hook("ln1.hook_normalized", norm(residual, block + "ln_1"));
     if (pass.stopped) break;
-    const auto qkv = affine(normed, weight(block + "attn.c_attn.weight"),
-                            weight(block + "attn.c_attn.bias"))
-                         .chunk(3, -1);  // 3 x [batch, length, d_model]
+    const auto qkv =
+        affine(normed, weight(block + "attn.c_attn.weight"), weight(block + "attn.c_attn.bias"))
+            .chunk(3, -1);  // 3 x [batch, length, d_model]
     const at::Tensor q = at_hook("attn.hook_q", qkv[0]);
     const at::Tensor k = at_hook("attn.hook_k", qkv[1]);
     const at::Tensor v = at_hook("attn.hook_v", qkv[2]);
@@ -351,22 +355,23 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
                                                     /*is_causal=*/true);
     z = at_hook("attn.hook_z", z.transpose(1, 2).reshape({batch, length, d}));
     if (pass.stopped) break;
-    const at::Tensor attended =
-        at_hook("hook_attn_out", affine(z, weight(block + "attn.c_proj.weight"),
-                                        weight(block + "attn.c_proj.bias")));
+    const at::Tensor attended = at_hook(
+        "hook_attn_out",
+        affine(z, weight(block + "attn.c_proj.weight"), weight(block + "attn.c_proj.bias")));
     if (pass.stopped) break;
     residual = at_hook("hook_resid_mid", residual + attended);
     if (pass.stopped) break;
     const at::Tensor normed_mid = at_hook("ln2.hook_normalized", norm(residual, block + "ln_2"));
     if (pass.stopped) break;
-    const at::Tensor before = at_hook("mlp.hook_pre", affine(normed_mid, weight(block + "mlp.c_fc.weight"),
-                                                             weight(block + "mlp.c_fc.bias")));
+    const at::Tensor before = at_hook(
+        "mlp.hook_pre",
+        affine(normed_mid, weight(block + "mlp.c_fc.weight"), weight(block + "mlp.c_fc.bias")));
     if (pass.stopped) break;
     const at::Tensor after = at_hook("mlp.hook_post", activate(config_.activation, before));
     if (pass.stopped) break;
-    const at::Tensor mlp_out =
-        at_hook("hook_mlp_out", affine(after, weight(block + "mlp.c_proj.weight"),
-                                       weight(block + "mlp.c_proj.bias")));
+    const at::Tensor mlp_out = at_hook(
+        "hook_mlp_out",
+        affine(after, weight(block + "mlp.c_proj.weight"), weight(block + "mlp.c_proj.bias")));
     if (pass.stopped) break;
     residual = at_hook("hook_resid_post", residual + mlp_out);
     if (pass.stopped) break;

@@ -4,8 +4,8 @@
 // Files are Hugging Face's GPT-2: config.json, model.safetensors (h.0.attn.c_attn.weight [in, out]
 // ...; untied lm_head.weight). `transformers` loads them.
 //
-// Gradients are on only if the weights require them (train_lm). Otherwise results are deterministic:
-// they depend on the tokens of the batch handed in, never on threads.
+// Gradients are on only if the weights require them (train_lm). Otherwise results are
+// deterministic: they depend on the tokens of the batch handed in, never on threads.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,10 +27,10 @@ struct TransformerConfig {
   int layers = 0, d_model = 0, heads = 0, d_mlp = 0, context = 0, vocabulary = 0;
   std::string activation = "gelu";  // gelu (erf) | gelu_new (tanh) | relu
   bool tied = false;
-  bool bias = true;                 // absent biases are zeros in the file
+  bool bias = true;  // absent biases are zeros in the file
   double layer_norm_epsilon = 1e-5;
 
-  Json to_json() const;             // Hugging Face's GPT2Config
+  Json to_json() const;  // Hugging Face's GPT2Config
   // Errors: kInvalidArgument naming the key and the value.
   static Result<TransformerConfig> from_json(const Json& json);
 };
@@ -46,8 +46,8 @@ struct ForwardRequest {
 };
 
 struct ForwardResult {
-  at::Tensor logits;                          // [batch, length, vocabulary], if asked for
-  std::map<std::string, at::Tensor> captured; // [batch, length, width]
+  at::Tensor logits;                           // [batch, length, vocabulary], if asked for
+  std::map<std::string, at::Tensor> captured;  // [batch, length, width]
 };
 
 class Transformer {

@@ -71,10 +71,9 @@ ThreadPool::ThreadPool(unsigned threads) : state_(std::make_unique<State>()) {
   SAE_CHECK(threads >= 1, "{} threads", threads);
   at::set_num_threads(1);
   for (unsigned i = 1; i < threads; ++i)
-    state_->threads.push_back(run_thread("pool " + std::to_string(i),
-                                         [state = state_.get()](const std::stop_token&) {
-                                           state->serve();
-                                         }));
+    state_->threads.push_back(
+        run_thread("pool " + std::to_string(i),
+                   [state = state_.get()](const std::stop_token&) { state->serve(); }));
 }
 
 ThreadPool::~ThreadPool() {

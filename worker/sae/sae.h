@@ -25,15 +25,15 @@ struct Sae {
     kLinear,     // z itself: signed codes of the identity and PCA baselines
     kIdentity,   // f = x, x_hat = x; no tensors
   };
-  std::string name;             // arch or baseline name
+  std::string name;  // arch or baseline name
   Selection selection = Selection::kRelu;
-  std::int64_t k = 0;           // kTopK
+  std::int64_t k = 0;  // kTopK
   bool apply_b_dec_to_input = true;
-  at::Tensor w_enc;             // [d_sae, d_in] fp32
-  at::Tensor b_enc;             // [d_sae]
-  at::Tensor w_dec;             // [d_sae, d_in], row i is atom i
-  at::Tensor b_dec;             // [d_in]
-  at::Tensor threshold;         // [d_sae], kThreshold only
+  at::Tensor w_enc;      // [d_sae, d_in] fp32
+  at::Tensor b_enc;      // [d_sae]
+  at::Tensor w_dec;      // [d_sae, d_in], row i is atom i
+  at::Tensor b_dec;      // [d_in]
+  at::Tensor threshold;  // [d_sae], kThreshold only
 
   std::int64_t d_in() const;
   std::int64_t d_sae() const;
