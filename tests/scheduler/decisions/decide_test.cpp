@@ -308,6 +308,19 @@ TEST_F(Deciding, ADeathAfterACheckpointDoesNotCount) {
   EXPECT_FALSE(is_finished(world.task("train:a")));
 }
 
+TEST_F(Deciding, ADeathCountsIfTheLastCheckpointIsFromBeforeTheDeathBefore) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  const auto first = world.run();
+  world.checkpoint("w", first, 0, 1);
+  world.die("w", first);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_FALSE(is_finished(world.task("train:a"))) << i;
+    world.die("w", world.run(1h));
+  }
+  EXPECT_TRUE(world.task("train:a").has_failed());
+}
+
 TEST_F(Deciding, ACheckpointOfAnyMemberIsProgressOfTheRun) {
   world.hear("", sweep_of({"a", "b"}));
   world.join("w");
@@ -330,7 +343,20 @@ TEST_F(Deciding, ADeathCountsOnceForARunOfSeveral) {
   world.hear("", sweep_of(ids(4)));
   world.join("w");
   world.die("w", world.run());
+  EXPECT_THAT(world.tick(), IsEmpty()) << "not at once";
   EXPECT_EQ(world.run(1h).members_size(), 4) << "four words about one death";
+}
+
+TEST_F(Deciding, HalvesStayApartWhateverEndsThem) {
+  world.hear("", sweep_of(ids(4)));
+  world.join("w");
+  world.die("w", world.run());
+  world.die("w", world.run(1h));
+  for (int i = 0; i < 3; ++i) {
+    const auto run = world.run(1h);
+    EXPECT_EQ(run.members_size(), 2);
+    world.die("w", run, false);
+  }
 }
 
 TEST_F(Deciding, DeathsAreRememberedOverARestart) {
@@ -496,6 +522,32 @@ TEST_F(Deciding, ASlotIsFreeOnlyWhenTheWorkerSaysSo) {
   world.beat("w", 1);
   EXPECT_THAT(world.tick(), SizeIs(1));
   EXPECT_THAT(world.tick(), IsEmpty()) << "one run a slot";
+}
+
+TEST_F(Deciding, ARunOnItsWayTakesASlotThatTheWorkerStillCallsFree) {
+  world.hear("", sweep_of({"a", "b", "c"}));
+  world.join("w", 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  for (const auto& [worker, run] : runs) world.accept(worker, run);
+  // One executor is idle, the other still winds down after its last word.
+  for (const auto& [worker, run] : runs)
+    for (int i = 0; i < run.members_size(); ++i) world.done("w", run, i);
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), SizeIs(1));
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), IsEmpty());
+}
+
+TEST_F(Deciding, ARunFollowsTheNewestSweepThatWantsIt) {
+  Submission old = sweep_of({"a"}, "old"), young = sweep_of({"a"}, "young");
+  old.sweep.set_checkpoint_every_s(10);
+  young.sweep.set_checkpoint_every_s(20);
+  world.hear("", young);
+  world.hear("", old);
+  world.hear("", young);
+  world.join("w");
+  EXPECT_EQ(world.run().checkpoint_every_s(), 20);
 }
 
 TEST_F(Deciding, ASuspectWorkerGetsNothing) {
