@@ -1,0 +1,173 @@
+// Which tasks go to whom, when, and how many together.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/scheduler/decisions/decisions_words.h"
+
+namespace saesweep::scheduler {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+struct Placing : testing::Test {
+  World world;
+};
+
+TEST_F(Placing, OneGroupIsCutOverTheFreeSlots) {
+  world.hear("", sweep_of(ids(5)));
+  world.join("w", 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  EXPECT_EQ(runs[0].second.members_size(), 3);
+  EXPECT_EQ(runs[1].second.members_size(), 2);
+}
+
+TEST_F(Placing, SeveralGroupsTakeASlotEach) {
+  world.hear("", sweep_of(ids(4, "x"), "one", "g1"));
+  world.hear("", sweep_of(ids(4, "y"), "two", "g2"));
+  world.join("w", 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  EXPECT_EQ(runs[0].second.members_size(), 4);
+  EXPECT_EQ(runs[1].second.members_size(), 4);
+}
+
+TEST_F(Placing, ACohortFitsTheMemoryOfASlotAndHasOneMemberAtLeast) {
+  Submission submission = sweep_of(ids(5));
+  for (auto& task : submission.tasks) task.set_memory_bytes(400);
+  world.hear("", submission);
+  world.join("w", 1, 1000);
+  const auto run = world.run();
+  EXPECT_EQ(run.members_size(), 2);
+  EXPECT_EQ(run.memory_bytes(), 1000u);
+  World small;
+  small.hear("", submission);
+  small.join("w", 1, 100);
+  EXPECT_EQ(small.run().members_size(), 1);
+}
+
+TEST_F(Placing, ARunIsNeverLargerThanItsLimits) {
+  world.hear("", sweep_of(ids(70)));
+  world.join("w");
+  const auto train = world.run();
+  EXPECT_EQ(train.members_size(), static_cast<int>(kMostTrainTasks));
+  world.finish("w", train);
+  world.finish("w", world.run());
+  EXPECT_EQ(world.run().members_size(), static_cast<int>(kMostEvaluateTasks));
+}
+
+TEST_F(Placing, ASecondSlotEvaluatesWhatIsTrainedWhileTheOtherTrains) {
+  world.hear("", sweep_of({"a", "b"}));
+  world.join("w", 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  world.accept("w", runs[0].second);
+  world.accept("w", runs[1].second);
+  world.done("w", runs[0].second, 0);
+  world.beat("w", 1);
+  EXPECT_THAT(members_of(world.run()), ElementsAre("eval:a"));
+}
+
+TEST_F(Placing, ASlotIsFreeOnlyWhenTheWorkerSaysSo) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  const auto run = world.run();
+  world.done("w", run, 0);
+  EXPECT_THAT(world.tick(), IsEmpty()) << "the executor may still be winding down";
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), SizeIs(1));
+  EXPECT_THAT(world.tick(), IsEmpty()) << "one run a slot";
+}
+
+TEST_F(Placing, ARunOnItsWayTakesASlotThatTheWorkerStillCallsFree) {
+  world.hear("", sweep_of({"a", "b", "c"}));
+  world.join("w", 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  for (const auto& [worker, run] : runs) world.accept(worker, run);
+  // One executor is idle, the other still winds down after its last word.
+  for (const auto& [worker, run] : runs)
+    for (int i = 0; i < run.members_size(); ++i) world.done("w", run, i);
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), SizeIs(1));
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), IsEmpty());
+}
+
+TEST_F(Placing, ARunFollowsTheNewestSweepThatWantsIt) {
+  Submission old = sweep_of({"a"}, "old"), young = sweep_of({"a"}, "young");
+  old.sweep.set_checkpoint_every_s(10);
+  young.sweep.set_checkpoint_every_s(20);
+  world.hear("", young);
+  world.hear("", old);
+  world.hear("", young);
+  world.join("w");
+  EXPECT_EQ(world.run().checkpoint_every_s(), 20);
+}
+
+TEST_F(Placing, ASuspectWorkerGetsNothing) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  EXPECT_THAT(world.tick(kSuspectAfter), IsEmpty());
+  world.beat("w", 1);
+  EXPECT_THAT(world.tick(), SizeIs(1));
+}
+
+TEST_F(Placing, OurOwnStallIsNobodysSilence) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  const auto run = world.run();
+  world.now += 10min;
+  world.hear("", Tick{.stalled = 10min});
+  EXPECT_TRUE(is_leased(world.task("train:a")));
+  world.now += kLostAfter;
+  world.hear("", Tick{});
+  EXPECT_FALSE(is_leased(world.task("train:a")));
+}
+
+TEST_F(Placing, AWorkerThatLeavesGivesItsRunsBack) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  const auto run = world.run();
+  world.hear("w", protocol::Bye());
+  EXPECT_TRUE(world.task("train:a").has_ready());
+  EXPECT_TRUE(world.state.workers().empty());
+}
+
+TEST_F(Placing, StoppingPausesEveryRunAndPausedTasksWaitWithTheirCheckpoint) {
+  world.hear("", sweep_of({"a", "b"}));
+  world.join("w");
+  const auto run = world.run();
+  const auto replies = world.hear("", StopAsked{});
+  ASSERT_THAT(replies, SizeIs(1));
+  EXPECT_EQ(std::get<protocol::Control>(replies[0].body).verb(), "pause");
+  EXPECT_EQ(std::get<protocol::Control>(replies[0].body).run_id(), run.run_id());
+  for (int i = 0; i < 2; ++i) {
+    world.checkpoint("w", run, i, 9);
+    protocol::ControlDone done;
+    done.set_run_id(run.run_id());
+    done.set_task(run.members(i).task());
+    done.set_fence(run.members(i).fence());
+    done.set_verb("pause");
+    done.set_outcome("paused");
+    world.hear("w", done);
+  }
+  EXPECT_TRUE(world.state.runs().empty());
+  world.beat("w", 1);
+  const auto again = world.run();
+  EXPECT_EQ(again.members(0).resume().step(), 9u);
+}
+
+TEST_F(Placing, WhatNobodyIntroducedIsNotHeard) {
+  EXPECT_THAT(world.hear("stranger", protocol::Heartbeat()), IsEmpty());
+  EXPECT_THAT(world.hear("stranger", protocol::Bye()), IsEmpty());
+  protocol::TaskResult result;
+  result.set_task("train:nobody");
+  EXPECT_EQ(world.say("stranger", result), "stale");
+}
+
+}  // namespace
+}  // namespace saesweep::scheduler
