@@ -120,11 +120,11 @@ TEST(Run, ListsATrialThatDivergesAndKeepsTheOthersBytes) {
   Scene scene;
   scene.write("sweep.yaml", tiny_sweep("40k"));
   ASSERT_EQ(scene.run("sweep.yaml", "calm").exit_code, 0);
-  scene.write("wild.yaml", tiny_sweep("40k") + "");
+  scene.write("wild.yaml", tiny_sweep("40k"));
   const Finished wild = scene.run(
       "wild.yaml", "wild",
       {"--set",
-       "trials.3={arch: standard, d_sae: 64, l1: 0.05, lr: [0.0003, 3e38], grad_clip: none}"});
+       "trials.3={arch: standard, d_sae: 64, l1: 0.05, lr: [0.0003, 1e30], grad_clip: none}"});
   EXPECT_EQ(wild.exit_code, 1) << wild.err;
   std::size_t diverged = 0;
   for (const Json& row : scene.leaderboard("wild")["rows"]) {
