@@ -127,7 +127,8 @@ TEST(Run, ListsATrialThatDivergesAndKeepsTheOthersBytes) {
        "trials.3={arch: standard, d_sae: 64, l1: 0.05, lr: [0.0003, 1e30], grad_clip: none}"});
   EXPECT_EQ(wild.exit_code, 1) << wild.err;
   std::size_t diverged = 0;
-  for (const Json& row : scene.leaderboard("wild")["rows"]) {
+  const Json board = scene.leaderboard("wild");
+  for (const Json& row : board["rows"]) {
     if (row["state"] != "diverged") continue;
     ++diverged;
     EXPECT_THAT(row["reason"].get<std::string>(), HasSubstr("step"));
