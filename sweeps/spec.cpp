@@ -367,8 +367,10 @@ Json TrainLmSpec::to_json() const {
           {"batch", batch},
           {"lr", lr},
           {"warmup_steps", warmup_steps},
+          {"final_lr_fraction", final_lr_fraction},
           {"weight_decay", weight_decay},
           {"grad_clip", grad_clip},
+          {"optimizer", optimizer},
           {"targets", targets},
           {"init_scale", init_scale},
           {"seed", seed},
@@ -399,8 +401,10 @@ Result<TrainLmSpec> TrainLmSpec::from_json(const Json& json) {
   fields.read("batch", spec.batch);
   fields.read("lr", spec.lr);
   fields.read("warmup_steps", spec.warmup_steps);
+  fields.read("final_lr_fraction", spec.final_lr_fraction);
   fields.read("weight_decay", spec.weight_decay);
   fields.read("grad_clip", spec.grad_clip);
+  fields.read("optimizer", spec.optimizer);
   fields.read("targets", spec.targets);
   fields.read("init_scale", spec.init_scale);
   fields.read("seed", spec.seed);

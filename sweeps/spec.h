@@ -178,7 +178,11 @@ struct TrainLmSpec {
   std::uint64_t batch = 0;  // games a step
   double lr = 0;
   std::uint64_t warmup_steps = 0;
+  double final_lr_fraction = 0.1;  // where the cosine ends, in units of lr
   double weight_decay = 0.1, grad_clip = 1.0;
+  // adamw, or muon: the matrices inside the blocks move along the orthogonalised momentum, all else
+  // by AdamW.
+  std::string optimizer = "adamw";
   // sampled: the move that was played. exact: all moves that could have been, each with its
   // probability under `data.play`: the same expected gradient without the noise of one draw.
   std::string targets = "sampled";

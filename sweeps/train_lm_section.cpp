@@ -12,6 +12,7 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
                                          Problems& problems) {
   using namespace std::string_view_literals;
   static constexpr std::array kActivations{"gelu"sv, "gelu_new"sv, "relu"sv};
+  static constexpr std::array kOptimizers{"adamw"sv, "muon"sv};
   constexpr std::array kTargets{"sampled"sv, "exact"sv};
   static constexpr std::array kHoldout{"holdout"sv};
   const std::size_t problems_before = problems.size();
@@ -54,8 +55,11 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
   section.read_count("games", spec.games, 1, std::uint64_t{1} << 40);
   section.read_count("batch", spec.batch, 1, 1 << 20);
   section.read_real("lr", spec.lr, 0, /*low_open=*/true);
+  section.read_real("final_lr_fraction", spec.final_lr_fraction, 0);
   section.read_real("weight_decay", spec.weight_decay, 0);
   section.read_real("grad_clip", spec.grad_clip, 0, /*low_open=*/true);
+  if (const auto word = section.read_word("optimizer", kOptimizers))
+    spec.optimizer = kOptimizers[*word];
   if (const auto word = section.read_word("targets", kTargets)) spec.targets = kTargets[*word];
   section.read_real("init_scale", spec.init_scale, 0, /*low_open=*/true);
   section.read_count("seed", spec.seed);

@@ -24,6 +24,10 @@ namespace {
 
 constexpr std::int64_t kGamesPerPiece = 32;  // part of the numerics: changes the order of sums
 constexpr double kBeta1 = 0.9, kBeta2 = 0.95, kEpsilon = 1e-8;
+constexpr double kMuonMomentum = 0.95;
+// Makes the root mean square of a muon step that of a typical AdamW step, so that both share one
+// rate and one weight decay. Source: Moonlight, arXiv:2502.16982, section 2.2.
+constexpr double kMuonScale = 0.2;
 
 struct Batch {
   at::Tensor inputs;   // [games, context] int64
@@ -83,6 +87,27 @@ at::Tensor summed_cross_entropy(const Transformer& model, const Batch& batch) {
                                 {}, at::Reduction::Sum, -100);
 }
 
+// Matrices inside the blocks; embeddings, head, gains and biases are not.
+bool is_block_matrix(const std::string& name, const at::Tensor& weight) {
+  return weight.dim() == 2 && name.rfind("h.", 0) == 0;
+}
+
+// U V^T of the singular value decomposition U S V^T, roughly: singular values end near 1, between
+// 0.7 and 1.2.   matrix: [rows, columns] -> [rows, columns]
+// Source: Newton-Schulz iteration of fifth order, coefficients of Muon (K. Jordan,
+// https://kellerjordan.github.io/posts/muon).
+at::Tensor orthogonalised(const at::Tensor& matrix) {
+  const bool tall = matrix.size(0) > matrix.size(1);
+  at::Tensor x = tall ? matrix.t() : matrix;
+  x = x / (x.norm() + 1e-7);
+  for (int i = 0; i < 5; ++i) {
+    const at::Tensor a = at::mm(x, x.t());
+    const at::Tensor b = at::addmm(a, a, a, -4.7750, 2.0315);
+    x = at::addmm(x, b, x, 3.4445, 1.0);
+  }
+  return tall ? x.t() : x;
+}
+
 }  // namespace
 
 LmTrainer::LmTrainer(sweeps::TrainLmSpec spec, Transformer model, ThreadPool& pool,
@@ -133,7 +158,48 @@ double LmTrainer::learning_rate() const {
   const auto warmup = static_cast<double>(spec_.warmup_steps);
   if (step < warmup) return spec_.lr * (step + 1) / warmup;
   const double done = (step - warmup) / std::max(1.0, static_cast<double>(steps()) - warmup);
-  return spec_.lr * (0.1 + 0.45 * (1 + std::cos(std::numbers::pi * std::min(1.0, done))));
+  const double low = spec_.final_lr_fraction;
+  return spec_.lr * (low + (1 - low) / 2 * (1 + std::cos(std::numbers::pi * std::min(1.0, done))));
+}
+
+void LmTrainer::move_by_adamw(const std::string& name, at::Tensor& weight,
+                              const at::Tensor& gradient, double clip) {
+  const double rate = learning_rate();
+  const auto t = static_cast<double>(step_ + 1);
+  const auto correction1 = static_cast<float>(1 / (1 - std::pow(kBeta1, t)));
+  const auto correction2 = static_cast<float>(1 / (1 - std::pow(kBeta2, t)));
+  float* w = weight.mutable_data_ptr<float>();
+  float* m = first_moment_.at(name).mutable_data_ptr<float>();
+  float* v = second_moment_.at(name).mutable_data_ptr<float>();
+  const float* g = gradient.const_data_ptr<float>();
+  const auto decay = static_cast<float>(weight.dim() > 1 ? 1 - rate * spec_.weight_decay : 1.0);
+  const auto rate32 = static_cast<float>(rate);
+  const auto clip32 = static_cast<float>(clip);
+  constexpr auto kB1 = static_cast<float>(kBeta1), kB2 = static_cast<float>(kBeta2);
+  for (std::int64_t j = 0; j < weight.numel(); ++j) {
+    const float clipped = g[j] * clip32;
+    m[j] = kB1 * m[j] + (1 - kB1) * clipped;
+    v[j] = kB2 * v[j] + (1 - kB2) * clipped * clipped;
+    w[j] = w[j] * decay - rate32 * (m[j] * correction1) /
+                              (std::sqrt(v[j] * correction2) + static_cast<float>(kEpsilon));
+  }
+}
+
+void LmTrainer::move_by_muon(const std::string& name, at::Tensor& weight,
+                             const at::Tensor& gradient, double clip) {
+  const double rate = learning_rate();
+  at::Tensor& momentum = first_moment_.at(name);
+  momentum.mul_(kMuonMomentum).add_(gradient, clip);
+  const at::Tensor nesterov = gradient * clip + momentum * kMuonMomentum;
+  weight.mul_(1 - rate * spec_.weight_decay);
+  // Queries, keys and values are three matrices that share a tensor.
+  const std::int64_t parts = name.find("c_attn") == std::string::npos ? 1 : 3;
+  const auto moves = nesterov.chunk(parts, 1);
+  auto targets = weight.chunk(parts, 1);
+  for (std::size_t i = 0; i < moves.size(); ++i) {
+    const auto widest = static_cast<double>(std::max(moves[i].size(0), moves[i].size(1)));
+    targets[i].sub_(orthogonalised(moves[i]), rate * kMuonScale * std::sqrt(widest));
+  }
 }
 
 Result<LmStep> LmTrainer::train_step() {
@@ -199,28 +265,13 @@ Result<LmStep> LmTrainer::train_step() {
   const double clip = spec_.grad_clip > 0 && result.grad_norm > spec_.grad_clip
                           ? spec_.grad_clip / result.grad_norm
                           : 1.0;
-  const double rate = learning_rate();
-  const auto t = static_cast<double>(step_ + 1);
-  const auto correction1 = static_cast<float>(1 / (1 - std::pow(kBeta1, t)));
-  const auto correction2 = static_cast<float>(1 / (1 - std::pow(kBeta2, t)));
   pool_->run(static_cast<std::int64_t>(parameters.size()), [&](std::int64_t i) {
     const auto at = static_cast<std::size_t>(i);
     at::Tensor weight = parameters[at].detach();
-    float* w = weight.mutable_data_ptr<float>();
-    float* m = first_moment_.at(names[at]).mutable_data_ptr<float>();
-    float* v = second_moment_.at(names[at]).mutable_data_ptr<float>();
-    const float* g = gradients[0][at].const_data_ptr<float>();
-    const auto decay = static_cast<float>(weight.dim() > 1 ? 1 - rate * spec_.weight_decay : 1.0);
-    const auto rate32 = static_cast<float>(rate);
-    const auto clip32 = static_cast<float>(clip);
-    constexpr auto kB1 = static_cast<float>(kBeta1), kB2 = static_cast<float>(kBeta2);
-    for (std::int64_t j = 0; j < weight.numel(); ++j) {
-      const float gradient = g[j] * clip32;
-      m[j] = kB1 * m[j] + (1 - kB1) * gradient;
-      v[j] = kB2 * v[j] + (1 - kB2) * gradient * gradient;
-      w[j] = w[j] * decay - rate32 * (m[j] * correction1) /
-                                (std::sqrt(v[j] * correction2) + static_cast<float>(kEpsilon));
-    }
+    if (spec_.optimizer == "muon" && is_block_matrix(names[at], weight))
+      move_by_muon(names[at], weight, gradients[0][at], clip);
+    else
+      move_by_adamw(names[at], weight, gradients[0][at], clip);
   });
   ++step_;
   tokens_ += result.tokens;

@@ -1,9 +1,10 @@
 // Trains a decoder-only transformer from scratch on games as text: the job behind `train_lm`.
 //
-// AdamW (betas .9, .95; weight decay on matrices only), linear warm-up, cosine to a tenth of the
-// rate, global-norm clip. Batches are cut into fixed pieces of games, one thread a piece, and added
-// in order: the bytes do not depend on threads, and a run resumed from a checkpoint ends with the
-// same bytes as one that was never stopped.
+// AdamW (betas .9, .95; weight decay on matrices only), linear warm-up, cosine down to
+// `final_lr_fraction` of the rate, global-norm clip. With `optimizer: muon` the matrices inside the
+// blocks follow their orthogonalised momentum. Batches are cut into fixed pieces of games, one
+// thread a piece, and added in order: the bytes do not depend on threads, and a run resumed from a
+// checkpoint ends with the same bytes as one that was never stopped.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -59,6 +60,11 @@ class LmTrainer {
   LmTrainer(sweeps::TrainLmSpec spec, Transformer model, ThreadPool& pool,
             std::shared_ptr<const TokenDocuments> documents);
   double learning_rate() const;
+  // Moves weight i of the trainable ones, given its summed gradient. Any thread, one weight each.
+  void move_by_adamw(const std::string& name, at::Tensor& weight, const at::Tensor& gradient,
+                     double clip);
+  void move_by_muon(const std::string& name, at::Tensor& weight, const at::Tensor& gradient,
+                    double clip);
 
   sweeps::TrainLmSpec spec_;
   Transformer model_;
