@@ -29,7 +29,7 @@ constexpr std::array kTrainLmKeys{
     "context"sv,      "activation"sv,   "tied"sv,      "bias"sv,
     "games"sv,        "batch"sv,        "lr"sv,        "final_lr_fraction"sv,
     "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "optimizer"sv,
-    "targets"sv,      "init_scale"sv,   "seed"sv};
+    "targets"sv,      "init_scale"sv,   "seed"sv,      "precision"sv};
 
 constexpr std::array kLaterKeys{"early_stopping"sv,  "l0_target"sv,      "l0_coefficient"sv,
                                 "bandwidth"sv,       "init_threshold"sv, "sparsity_loss"sv,

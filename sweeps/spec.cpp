@@ -372,6 +372,7 @@ Json TrainLmSpec::to_json() const {
           {"grad_clip", grad_clip},
           {"optimizer", optimizer},
           {"targets", targets},
+          {"precision", to_string(precision)},
           {"init_scale", init_scale},
           {"seed", seed},
           {"holdout", holdout}};
@@ -406,6 +407,7 @@ Result<TrainLmSpec> TrainLmSpec::from_json(const Json& json) {
   fields.read("grad_clip", spec.grad_clip);
   fields.read("optimizer", spec.optimizer);
   fields.read("targets", spec.targets);
+  read_word(fields, "precision", kPrecisionWords, spec.precision);
   fields.read("init_scale", spec.init_scale);
   fields.read("seed", spec.seed);
   fields.read("holdout", spec.holdout);

@@ -186,6 +186,8 @@ struct TrainLmSpec {
   // sampled: the move that was played. exact: all moves that could have been, each with its
   // probability under `data.play`: the same expected gradient without the noise of one draw.
   std::string targets = "sampled";
+  // bf16: matrix products of training take their inputs in bf16 and add in fp32.
+  Precision precision = Precision::kFloat32;
   double init_scale = 1;  // of the initial weights' deviation, in units of GPT-2's
   std::uint64_t seed = 0;
   double holdout = 0.05;

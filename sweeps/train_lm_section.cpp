@@ -13,6 +13,7 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
   using namespace std::string_view_literals;
   static constexpr std::array kActivations{"gelu"sv, "gelu_new"sv, "relu"sv};
   static constexpr std::array kOptimizers{"adamw"sv, "muon"sv};
+  static constexpr std::array kPrecisions{"fp32"sv, "bf16"sv};
   constexpr std::array kTargets{"sampled"sv, "exact"sv};
   static constexpr std::array kHoldout{"holdout"sv};
   const std::size_t problems_before = problems.size();
@@ -61,6 +62,8 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
   if (const auto word = section.read_word("optimizer", kOptimizers))
     spec.optimizer = kOptimizers[*word];
   if (const auto word = section.read_word("targets", kTargets)) spec.targets = kTargets[*word];
+  if (const auto word = section.read_word("precision", kPrecisions))
+    spec.precision = static_cast<Precision>(*word);
   section.read_real("init_scale", spec.init_scale, 0, /*low_open=*/true);
   section.read_count("seed", spec.seed);
   if (spec.d_model % spec.heads != 0)

@@ -80,8 +80,11 @@ Batch make_batch(const TokenDocuments& documents, const std::vector<std::uint64_
   return batch;
 }
 
-at::Tensor summed_cross_entropy(const Transformer& model, const Batch& batch) {
-  const at::Tensor logits = model.forward(batch.inputs, {}).logits;
+at::Tensor summed_cross_entropy(const Transformer& model, const Batch& batch,
+                                sweeps::Precision precision) {
+  ForwardRequest request;
+  request.bf16_products = precision == sweeps::Precision::kBFloat16;
+  const at::Tensor logits = model.forward(batch.inputs, request).logits;
   if (batch.exact.defined()) return -(at::log_softmax(logits, -1) * batch.exact).sum();
   return at::cross_entropy_loss(logits.reshape({-1, logits.size(-1)}), batch.targets.reshape({-1}),
                                 {}, at::Reduction::Sum, -100);
@@ -95,17 +98,18 @@ bool is_block_matrix(const std::string& name, const at::Tensor& weight) {
 // U V^T of the singular value decomposition U S V^T, roughly: singular values end near 1, between
 // 0.7 and 1.2.   matrix: [rows, columns] -> [rows, columns]
 // Source: Newton-Schulz iteration of fifth order, coefficients of Muon (K. Jordan,
-// https://kellerjordan.github.io/posts/muon).
-at::Tensor orthogonalised(const at::Tensor& matrix) {
+// https://kellerjordan.github.io/posts/muon), which is stable in bf16.
+at::Tensor orthogonalised(const at::Tensor& matrix, sweeps::Precision precision) {
   const bool tall = matrix.size(0) > matrix.size(1);
   at::Tensor x = tall ? matrix.t() : matrix;
   x = x / (x.norm() + 1e-7);
+  if (precision == sweeps::Precision::kBFloat16) x = x.to(at::kBFloat16);
   for (int i = 0; i < 5; ++i) {
     const at::Tensor a = at::mm(x, x.t());
     const at::Tensor b = at::addmm(a, a, a, -4.7750, 2.0315);
     x = at::addmm(x, b, x, 3.4445, 1.0);
   }
-  return tall ? x.t() : x;
+  return (tall ? x.t() : x).to(at::kFloat);
 }
 
 }  // namespace
@@ -198,7 +202,8 @@ void LmTrainer::move_by_muon(const std::string& name, at::Tensor& weight,
   auto targets = weight.chunk(parts, 1);
   for (std::size_t i = 0; i < moves.size(); ++i) {
     const auto widest = static_cast<double>(std::max(moves[i].size(0), moves[i].size(1)));
-    targets[i].sub_(orthogonalised(moves[i]), rate * kMuonScale * std::sqrt(widest));
+    targets[i].sub_(orthogonalised(moves[i], spec_.precision),
+                    rate * kMuonScale * std::sqrt(widest));
   }
 }
 
@@ -229,7 +234,7 @@ Result<LmStep> LmTrainer::train_step() {
     const auto begin = games.begin() + piece * kGamesPerPiece;
     const auto end = std::min(games.end(), begin + kGamesPerPiece);
     const Batch batch = make_batch(*documents_, {begin, end}, spec_.targets == "exact");
-    const at::Tensor loss = summed_cross_entropy(model_, batch);
+    const at::Tensor loss = summed_cross_entropy(model_, batch, spec_.precision);
     const auto at = static_cast<std::size_t>(piece);
     losses[at] = loss.item<double>();
     counts[at] = batch.target_count;

@@ -121,10 +121,14 @@ struct Pass {
   }
 };
 
-at::Tensor affine(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor affine(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                  bool bf16) {
   auto shape = x.sizes().vec();
   shape.back() = weight.size(1);
-  return at::addmm(bias, x.reshape({-1, weight.size(0)}), weight).view(shape);
+  const at::Tensor rows = x.reshape({-1, weight.size(0)});
+  if (!bf16) return at::addmm(bias, rows, weight).view(shape);
+  return (at::mm(rows.to(at::kBFloat16), weight.to(at::kBFloat16)).to(at::kFloat) + bias)
+      .view(shape);
 }
 
 at::Tensor activate(const std::string& name, const at::Tensor& x) {
@@ -341,9 +345,9 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
     if (pass.stopped) break;
     const at::Tensor normed = at_hook("ln1.hook_normalized", norm(residual, block + "ln_1"));
     if (pass.stopped) break;
-    const auto qkv =
-        affine(normed, weight(block + "attn.c_attn.weight"), weight(block + "attn.c_attn.bias"))
-            .chunk(3, -1);  // 3 x [batch, length, d_model]
+    const auto qkv = affine(normed, weight(block + "attn.c_attn.weight"),
+                            weight(block + "attn.c_attn.bias"), request.bf16_products)
+                         .chunk(3, -1);  // 3 x [batch, length, d_model]
     const at::Tensor q = at_hook("attn.hook_q", qkv[0]);
     const at::Tensor k = at_hook("attn.hook_k", qkv[1]);
     const at::Tensor v = at_hook("attn.hook_v", qkv[2]);
@@ -355,23 +359,23 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
                                                     /*is_causal=*/true);
     z = at_hook("attn.hook_z", z.transpose(1, 2).reshape({batch, length, d}));
     if (pass.stopped) break;
-    const at::Tensor attended = at_hook(
-        "hook_attn_out",
-        affine(z, weight(block + "attn.c_proj.weight"), weight(block + "attn.c_proj.bias")));
+    const at::Tensor attended =
+        at_hook("hook_attn_out", affine(z, weight(block + "attn.c_proj.weight"),
+                                        weight(block + "attn.c_proj.bias"), request.bf16_products));
     if (pass.stopped) break;
     residual = at_hook("hook_resid_mid", residual + attended);
     if (pass.stopped) break;
     const at::Tensor normed_mid = at_hook("ln2.hook_normalized", norm(residual, block + "ln_2"));
     if (pass.stopped) break;
-    const at::Tensor before = at_hook(
-        "mlp.hook_pre",
-        affine(normed_mid, weight(block + "mlp.c_fc.weight"), weight(block + "mlp.c_fc.bias")));
+    const at::Tensor before =
+        at_hook("mlp.hook_pre", affine(normed_mid, weight(block + "mlp.c_fc.weight"),
+                                       weight(block + "mlp.c_fc.bias"), request.bf16_products));
     if (pass.stopped) break;
     const at::Tensor after = at_hook("mlp.hook_post", activate(config_.activation, before));
     if (pass.stopped) break;
-    const at::Tensor mlp_out = at_hook(
-        "hook_mlp_out",
-        affine(after, weight(block + "mlp.c_proj.weight"), weight(block + "mlp.c_proj.bias")));
+    const at::Tensor mlp_out =
+        at_hook("hook_mlp_out", affine(after, weight(block + "mlp.c_proj.weight"),
+                                       weight(block + "mlp.c_proj.bias"), request.bf16_products));
     if (pass.stopped) break;
     residual = at_hook("hook_resid_post", residual + mlp_out);
     if (pass.stopped) break;
