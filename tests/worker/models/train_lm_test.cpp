@@ -104,9 +104,95 @@ TEST_F(TrainLm, AResumedRunEndsWithTheSameBytes) {
   EXPECT_TRUE(read_file(dir.path() / "a").value() == read_file(dir.path() / "b").value());
 }
 
+TEST_F(TrainLm, AResumedMuonRunInBf16EndsWithTheSameBytes) {
+  auto spec = small_job();
+  spec.optimizer = "muon";
+  spec.precision = sweeps::Precision::kBFloat16;
+  LmTrainer whole = make(spec, pool);
+  train(whole, 12);
+  LmTrainer first = make(spec, pool);
+  train(first, 5);
+  ASSERT_TRUE(first.save(dir.path() / "state.safetensors"));
+  LmTrainer second = make(spec, pool);
+  ASSERT_TRUE(second.load(dir.path() / "state.safetensors"));
+  train(second, 7);
+  EXPECT_TRUE(bytes_of(second) == bytes_of(whole));
+}
+
+// Newton-Schulz brings every singular value of a momentum near 1; the step is that times
+// rate * 0.2 * sqrt(the longer side).
+TEST_F(TrainLm, AMuonStepMovesEveryDirectionOfABlockMatrixAlike) {
+  auto spec = small_job();
+  spec.optimizer = "muon";
+  spec.weight_decay = 0;
+  spec.warmup_steps = 0;
+  LmTrainer trainer = make(spec, pool);
+  std::map<std::string, at::Tensor> before;
+  for (const auto& [name, weight] : trainer.model().weights())
+    before[name] = weight.detach().clone();
+  train(trainer, 1);
+  const auto moved = [&](const std::string& name) {
+    return trainer.model().weights().at(name).detach() - before.at(name);
+  };
+  // [d_in, d_out]; queries, keys and values are orthogonalised one by one.
+  for (const at::Tensor& step :
+       {moved("h.0.mlp.c_fc.weight"), moved("h.0.mlp.c_proj.weight"),
+        moved("h.0.attn.c_proj.weight"), moved("h.0.attn.c_attn.weight").chunk(3, 1)[2]}) {
+    const auto longer = static_cast<double>(std::max(step.size(0), step.size(1)));
+    const at::Tensor values =
+        std::get<1>(at::linalg_svd(step)) / (spec.lr * 0.2 * std::sqrt(longer));
+    EXPECT_GT(values.median().item<double>(), 0.7);
+    EXPECT_LT(values.max().item<double>(), 1.3);
+  }
+  // What is no block matrix moves as under adamw: by the rate, whatever the gradient.
+  const at::Tensor head = moved("lm_head.weight").abs();
+  EXPECT_NEAR(head.max().item<double>(), spec.lr, 0.01 * spec.lr);
+}
+
+TEST_F(TrainLm, MuonNeedsFewerGamesThanAdamw) {
+  auto spec = small_job();
+  spec.targets = "exact";
+  LmTrainer adamw = make(spec, pool);
+  spec.optimizer = "muon";
+  LmTrainer muon = make(spec, pool);
+  for (LmTrainer* trainer : {&adamw, &muon}) train(*trainer, 80);
+  EXPECT_LT(muon.measure(200).cross_entropy, adamw.measure(200).cross_entropy);
+}
+
+TEST_F(TrainLm, TheCosineEndsWhereItIsTold) {
+  const auto last_move = [&](double fraction) {
+    auto spec = small_job();
+    spec.final_lr_fraction = fraction;
+    spec.weight_decay = 0;
+    LmTrainer trainer = make(spec, pool);
+    train(trainer, 79);
+    const at::Tensor before = trainer.model().weights().at("lm_head.weight").detach().clone();
+    train(trainer, 1);
+    return (trainer.model().weights().at("lm_head.weight").detach() - before)
+        .abs()
+        .max()
+        .item<double>();
+  };
+  // One step of 72 before its end the cosine has 0.05 % of its height left.
+  EXPECT_LT(last_move(0), 2e-3 * small_job().lr);
+  EXPECT_GT(last_move(0.1), 5e-2 * small_job().lr);
+}
+
+TEST_F(TrainLm, ProductsInBf16ChangeTheLossLittleAndOnlyInTraining) {
+  auto spec = small_job();
+  LmTrainer exact = make(spec, pool);
+  spec.precision = sweeps::Precision::kBFloat16;
+  LmTrainer rounded = make(spec, pool);
+  EXPECT_EQ(exact.measure(50).cross_entropy, rounded.measure(50).cross_entropy);
+  const double a = exact.train_step().value().loss, b = rounded.train_step().value().loss;
+  EXPECT_NE(a, b);
+  EXPECT_NEAR(a, b, 1e-2);
+}
+
 TEST_F(TrainLm, TheBytesDoNotDependOnThreads) {
   auto spec = small_job();
   spec.batch = 100;  // a last piece that is not full
+  spec.optimizer = "muon";
   ThreadPool two(2), three(3);
   LmTrainer a = make(spec, pool), b = make(spec, two), c = make(spec, three);
   for (LmTrainer* trainer : {&a, &b, &c}) train(*trainer, 6);
