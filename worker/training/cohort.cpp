@@ -1,11 +1,14 @@
 #include "worker/training/cohort.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include <algorithm>
-#include <new>
+#include <exception>
+#include <utility>
 
 #include "core/check.h"
+#include "worker/thrown.h"
 
 namespace saesweep::worker {
 
@@ -81,12 +84,10 @@ Result<std::vector<Cohort::Outcome>> Cohort::advance() {
       continue;
     try {
       outcomes.push_back({member.name, trainer.train_step(state_->batch)});
-    } catch (const std::bad_alloc&) {
-      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted,
-                                            "out of memory in step {}", trainer.step())});
-    } catch (const c10::Error& error) {
-      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted, "step {}: {}",
-                                            trainer.step(), error.what_without_backtrace())});
+    } catch (const std::exception& thrown) {
+      Error error = error_of(thrown);
+      error.message = fmt::format("step {}: {}", trainer.step(), error.message);
+      outcomes.push_back({member.name, fail(std::move(error))});
     }
   }
   return outcomes;
