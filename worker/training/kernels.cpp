@@ -67,6 +67,28 @@ SAE_VECTOR_CLONES std::int64_t relu_row(const float* __restrict f, const float* 
   return active;
 }
 
+SAE_VECTOR_CLONES std::int64_t relu_of(const float* __restrict z, const float* __restrict bias,
+                                       float* __restrict f, float& check, std::int64_t n) {
+  std::int32_t active = 0;
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+      const float value = z[i + lane] + bias[i + lane];
+      lanes[lane] += value * 0.0F;  // infinities and NaN times 0 are NaN
+      active += value > 0 ? 1 : 0;
+      f[i + lane] = value > 0 ? value : 0.0F;
+    }
+  for (; i < n; ++i) {
+    const float value = z[i] + bias[i];
+    check += value * 0.0F;
+    active += value > 0 ? 1 : 0;
+    f[i] = value > 0 ? value : 0.0F;
+  }
+  for (const float lane : lanes) check += lane;
+  return active;
+}
+
 SAE_VECTOR_CLONES bool all_finite(const float* __restrict x, std::int64_t n) {
   float lanes[kLanes] = {};
   std::int64_t i = 0;

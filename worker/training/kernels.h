@@ -25,6 +25,10 @@ double sum_of_squares(const float* x, std::int64_t n);
 std::int64_t relu_row(const float* f, const float* pull, float* g, float* f_sums, float* g_sums,
                       std::int64_t n);
 
+// One row of a block of pre-activations without bias: f = max(z + bias, 0). Adds to `check`, which
+// stays 0 while all are finite. Returns how many f are > 0.
+std::int64_t relu_of(const float* z, const float* bias, float* f, float& check, std::int64_t n);
+
 bool all_finite(const float* x, std::int64_t n);
 
 struct Code {

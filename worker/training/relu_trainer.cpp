@@ -9,6 +9,7 @@
 #include <deque>
 
 #include "worker/training/kernels.h"
+#include "worker/training/packing.h"
 #include "worker/training/trainer_base.h"
 
 namespace saesweep::worker {
@@ -87,19 +88,49 @@ void ReluTrainer::bend(const float* f, double scale, std::vector<double>& powers
   if (next_p_) next_penalty += penalty_of_row(next, *next_p_);
 }
 
+// Codes of a batch in slabs of kDepthChunk latents, [slab][row][kDepthChunk]: what a product over
+// latents reads and what one over rows reads both lie together.
+class Slabs {
+ public:
+  Slabs(std::int64_t rows, std::int64_t width)
+      : rows_(rows), memory_((width + kSlab - 1) / kSlab * kSlab * rows) {}
+  float* at(std::int64_t row, std::int64_t latent) const {
+    return memory_.data() + (latent / kSlab * rows_ + row) * kSlab + latent % kSlab;
+  }
+  // Lanes are rows, depth is a slab of latents.
+  products::Source of_rows(std::int64_t row, std::int64_t slab) const {
+    return {at(row, slab * kSlab), kSlab, 1};
+  }
+  // Lanes are latents from `latent` on, within a slab; depth is rows.
+  products::Source of_latents(std::int64_t latent, std::int64_t row) const {
+    return {at(row, latent), 1, kSlab};
+  }
+
+  static constexpr std::int64_t kSlab = products::kDepthChunk;
+
+ private:
+  std::int64_t rows_;
+  products::Scratch memory_;
+};
+
 PassSums ReluTrainer::pass(const at::Tensor& x) {
   const std::int64_t d = d_in(), width = d_sae(), rows = batch();
   const double scale = sparsity_scale() * l1_;
   const auto inverse_rows = 1.0 / static_cast<double>(rows);
+  const products::Numbers numbers = numbers_of(spec_);
   // Kept for the gradients of the weights, which sum over all rows.
-  at::Tensor f = at::empty({rows, width}, at::kFloat);      // [batch, d_sae]
-  at::Tensor d_pre = at::empty({rows, width}, at::kFloat);  // gradient of the pre-activations
-  at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
-  at::Tensor g = at::empty({rows, d}, at::kFloat);  // gradient of the reconstruction
+  const Slabs f(rows, width), d_pre(rows, width);  // codes; gradient of the pre-activations
+  const products::Scratch x_centred(rows * d), g(rows * d);  // g: gradient of the reconstruction
   const at::Tensor norms = weighs_norms() ? parameters_.w_dec.square().sum(1).sqrt() : at::Tensor();
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
-  const at::Tensor decoder = operand(parameters_.w_dec);
   const float* norm = norms.defined() ? norms.const_data_ptr<float>() : nullptr;
+  const float* w_dec = parameters_.w_dec.const_data_ptr<float>();
+  const float* b_enc = parameters_.b_enc.const_data_ptr<float>();
+  const float* b_dec_values = parameters_.b_dec.const_data_ptr<float>();
+  const float* values = x.const_data_ptr<float>();
+  const products::Panels encode = right_operand(
+      *pool_, rows_of(parameters_.w_enc.const_data_ptr<float>(), d), width, d, numbers);
+  const products::Panels decode = right_operand(*pool_, columns_of(w_dec, d), d, width, numbers);
+  const products::Panels decode_back = right_operand(*pool_, rows_of(w_dec, d), width, d, numbers);
 
   struct Sums {
     double squared_error = 0, penalty = 0, next_penalty = 0, active = 0;
@@ -116,39 +147,73 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
         static_cast<float>(scale * inverse_rows) * (norm != nullptr ? norm[i] : 1.0F);
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
-    at::Tensor rows_in = x_centred.narrow(0, first, count);
-    rows_in.copy_(centred(x, first, count));
-    at::Tensor codes = f.narrow(0, first, count);
-    multiply(codes, rows_in, encoder_t);
-    codes.add_(parameters_.b_enc);
-    sum.finite = kernels::all_finite(codes.const_data_ptr<float>(), count * width);
-    codes.clamp_min_(0);
-    at::Tensor error = at::empty({count, d}, at::kFloat);
-    multiply(error, codes, decoder);
-    error.add_(parameters_.b_dec).sub_(x.narrow(0, first, count));
-    sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
-    at::Tensor gradient = g.narrow(0, first, count);
-    gradient.copy_(error);
-    gradient.mul_(2 * inverse_rows);
-    at::Tensor d_codes = d_pre.narrow(0, first, count);
-    multiply(d_codes, gradient, decoder.t());
-
-    sum.f_columns.assign(static_cast<std::size_t>(width), 0);
-    sum.d_columns.assign(static_cast<std::size_t>(width), 0);
-    std::vector<float> pull = pulls;
-    std::vector<double> powers(curved ? static_cast<std::size_t>(width) : 0);
-    for (std::int64_t row = 0; row < count; ++row) {
-      const float* f_row = codes.const_data_ptr<float>() + row * width;
-      if (curved) bend(f_row, scale * inverse_rows, powers, pull, sum.penalty, sum.next_penalty);
-      sum.active += static_cast<double>(
-          kernels::relu_row(f_row, pull.data(), d_codes.mutable_data_ptr<float>() + row * width,
-                            sum.f_columns.data(), sum.d_columns.data(), width));
-    }
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    const float* g_values = gradient.const_data_ptr<float>();
+    float* centred_rows = x_centred.data() + first * d;
     for (std::int64_t row = 0; row < count; ++row)
       for (std::int64_t j = 0; j < d; ++j)
-        sum.g_columns[static_cast<std::size_t>(j)] += g_values[row * d + j];
+        centred_rows[row * d + j] = values[(first + row) * d + j] - b_dec_values[j];
+    std::int64_t active = 0;
+    float check = 0;
+    products::for_each_block(
+        left_operand(rows_of(centred_rows, d), count, d, numbers), encode,
+        [&](std::int64_t row, std::int64_t latent, const float* block) {
+          const std::int64_t height = std::min(products::kBlockRows, count - row);
+          const std::int64_t wide = std::min(products::kBlockColumns, width - latent);
+          for (std::int64_t i = 0; i < height; ++i)
+            active += kernels::relu_of(block + i * products::kBlockColumns, b_enc + latent,
+                                       f.at(first + row + i, latent), check, wide);
+        });
+    sum.finite = check == 0;
+    sum.active = static_cast<double>(active);
+
+    const products::Scratch error(count * d);
+    {
+      products::Panels codes(count, width, products::kBlockRows, numbers);
+      for (std::int64_t slab = 0; slab < codes.chunks(); ++slab)
+        codes.pack_chunk(f.of_rows(first, slab), slab);
+      products::multiply(codes, decode, error.data(), d);
+    }
+    float* gradient = g.data() + first * d;
+    const auto factor = static_cast<float>(2 * inverse_rows);
+    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    for (std::int64_t row = 0; row < count; ++row)
+      for (std::int64_t j = 0; j < d; ++j) {
+        float& e = error.data()[row * d + j];
+        e = e + b_dec_values[j] - values[(first + row) * d + j];
+        gradient[row * d + j] = e * factor;
+        sum.g_columns[static_cast<std::size_t>(j)] += gradient[row * d + j];
+      }
+    sum.squared_error = kernels::sum_of_squares(error.data(), count * d);
+
+    if (curved) {
+      std::vector<float> f_row(static_cast<std::size_t>(width)), pull(f_row.size(), 0.0F);
+      std::vector<double> powers(f_row.size());
+      for (std::int64_t row = first; row < first + count; ++row) {
+        for (std::int64_t latent = 0; latent < width; latent += Slabs::kSlab)
+          std::copy_n(f.at(row, latent), std::min(Slabs::kSlab, width - latent),
+                      f_row.begin() + latent);
+        bend(f_row.data(), scale * inverse_rows, powers, pull, sum.penalty, sum.next_penalty);
+        for (std::int64_t latent = 0; latent < width; latent += Slabs::kSlab)
+          std::copy_n(pull.begin() + latent, std::min(Slabs::kSlab, width - latent),
+                      d_pre.at(row, latent));
+      }
+    }
+    sum.f_columns.assign(static_cast<std::size_t>(width), 0);
+    sum.d_columns.assign(static_cast<std::size_t>(width), 0);
+    products::for_each_block(
+        left_operand(rows_of(gradient, d), count, d, numbers), decode_back,
+        [&](std::int64_t row, std::int64_t latent, float* block) {
+          const std::int64_t height = std::min(products::kBlockRows, count - row);
+          const std::int64_t wide = std::min(products::kBlockColumns, width - latent);
+          for (std::int64_t i = 0; i < height; ++i) {
+            float* to = d_pre.at(first + row + i, latent);
+            float* of_row = block + i * products::kBlockColumns;
+            kernels::relu_row(f.at(first + row + i, latent),
+                              curved ? to : &pulls[static_cast<std::size_t>(latent)], of_row,
+                              &sum.f_columns[static_cast<std::size_t>(latent)],
+                              &sum.d_columns[static_cast<std::size_t>(latent)], wide);
+            std::copy_n(of_row, wide, to);
+          }
+        });
   });
 
   std::vector<double> f_total(static_cast<std::size_t>(width), 0), d_total = f_total;
@@ -163,20 +228,25 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     gradients_.b_enc.mutable_data_ptr<float>()[i] = static_cast<float>(d_total[i]);
   }
   std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(product_blocks()));
-  const at::Tensor g_operand = operand(g), x_operand = operand(x_centred);
+  const products::Panels g_right = right_operand(*pool_, columns_of(g.data(), d), d, rows, numbers);
+  const products::Panels x_right =
+      right_operand(*pool_, columns_of(x_centred.data(), d), d, rows, numbers);
   for_product_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    const at::Tensor codes = f.narrow(1, first, count);
-    const at::Tensor d_codes = d_pre.narrow(1, first, count);
-    multiply(gradients_.w_dec.narrow(0, first, count), codes.t(), g_operand);
-    multiply(gradients_.w_enc.narrow(0, first, count), d_codes.t(), x_operand);
+    const auto gradient_of = [&](const Slabs& codes, const products::Panels& right, float* out) {
+      products::Panels left(count, rows, products::kBlockRows, numbers);
+      for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk)
+        left.pack_chunk(codes.of_latents(first, chunk * products::kDepthChunk), chunk);
+      products::multiply(left, right, out + first * d, d);
+    };
+    float* rows_out = gradients_.w_dec.mutable_data_ptr<float>();
+    gradient_of(f, g_right, rows_out);
+    gradient_of(d_pre, x_right, gradients_.w_enc.mutable_data_ptr<float>());
     if (norm != nullptr) {
       // The penalty pulls on the decoder's norms too.
-      float* rows_out = gradients_.w_dec.mutable_data_ptr<float>();
-      const float* weights = parameters_.w_dec.const_data_ptr<float>();
       for (std::int64_t latent = first; latent < first + count; ++latent) {
         const double mean = f_total[static_cast<std::size_t>(latent)] * (scale * inverse_rows);
         if (norm[latent] > 0)
-          kernels::axpy(static_cast<float>(mean / norm[latent]), weights + latent * d,
+          kernels::axpy(static_cast<float>(mean / norm[latent]), w_dec + latent * d,
                         rows_out + latent * d, d);
       }
     }
