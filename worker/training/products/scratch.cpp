@@ -59,7 +59,7 @@ struct Store {
       used_bytes -= buffer.bytes;
       idle.push_back(buffer);
       idle_bytes += buffer.bytes;
-      while (idle_bytes > most_used_bytes) {
+      while (2 * idle_bytes > 3 * most_used_bytes) {
         dropped.push_back(idle.front());
         idle_bytes -= idle.front().bytes;
         idle.erase(idle.begin());

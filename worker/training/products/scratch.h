@@ -19,7 +19,7 @@ class Scratch {
 
   float* data() const { return data_; }
 
-  // Bytes kept that nobody uses: never more than were in use at one time.
+  // Bytes kept that nobody uses: never more than one and a half times what was in use at one time.
   static std::size_t idle_bytes();
 
  private:
