@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "tests/worker/training/trainers.h"
+#include "worker/training/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {
@@ -185,6 +186,23 @@ TEST(Gradients, OfTheAuxiliaryLossAreThoseOfAutograd) {
     spec.dead_after_tokens = kRows;  // who is silent in this batch is dead
     spec.aux_k_weight = 5;           // and weighs enough to be seen
     expect_gradients(spec, std::string(to_string(architecture)));
+  }
+}
+
+TEST(Gradients, AreThoseOfAutogradOnEveryInstructionSet) {
+  for (const products::Isa isa : products::runnable_isas()) {
+    const products::ForcedIsa forced(isa);
+    for (const auto architecture :
+         {Architecture::kStandard, Architecture::kTopK, Architecture::kBatchTopK}) {
+      const std::string what(to_string(isa));
+      expect_gradients(spec_of(architecture), what);
+      TrainingSpec rounded = spec_of(architecture);
+      rounded.precision = sweeps::Precision::kBFloat16;
+      ThreadPool pool(2);
+      const auto trainer = displaced(rounded, pool);
+      const double want = reference(rounded, inside(*trainer).parameters(), some_rows()).loss;
+      EXPECT_NEAR(inside(*trainer).pass_for_test(some_rows()).loss(), want, 2e-2 * want) << what;
+    }
   }
 }
 
