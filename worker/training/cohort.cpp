@@ -6,6 +6,7 @@
 #include <new>
 
 #include "core/check.h"
+#include "worker/training/products/scratch.h"
 
 namespace saesweep::worker {
 
@@ -35,7 +36,7 @@ struct Cohort::State {
 Cohort::Cohort(RowStream& stream, ThreadPool&) : state_(std::make_unique<State>()) {
   state_->stream = &stream;
 }
-Cohort::~Cohort() = default;
+Cohort::~Cohort() { products::Scratch::drop_idle(); }
 
 void Cohort::add(std::string name, std::unique_ptr<SaeTrainer> trainer) {
   SAE_CHECK(find(name) == nullptr, "{} joined twice", name);

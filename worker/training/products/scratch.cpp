@@ -68,6 +68,14 @@ struct Store {
     for (const Buffer& each : dropped) std::free(each.data);
   }
 
+  void drop_idle() {
+    const std::lock_guard lock(mutex);
+    for (const Buffer& each : idle) std::free(each.data);
+    idle.clear();
+    idle_bytes = 0;
+    most_used_bytes = used_bytes;
+  }
+
  private:
   void count(std::size_t bytes) {
     used_bytes += bytes;
@@ -93,6 +101,8 @@ Scratch::~Scratch() {
 }
 Scratch::Scratch(Scratch&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+
+void Scratch::drop_idle() { store().drop_idle(); }
 
 std::size_t Scratch::idle_bytes() {
   const std::lock_guard lock(store().mutex);

@@ -21,6 +21,8 @@ class Scratch {
 
   // Bytes kept that nobody uses: never more than one and a half times what was in use at one time.
   static std::size_t idle_bytes();
+  // Returns what nobody uses to the system: when training is over.
+  static void drop_idle();
 
  private:
   float* data_;
