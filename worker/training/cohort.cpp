@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "worker/thrown.h"
+#include "worker/training/products/scratch.h"
 
 namespace saesweep::worker {
 
@@ -38,7 +39,7 @@ struct Cohort::State {
 Cohort::Cohort(RowStream& stream, ThreadPool&) : state_(std::make_unique<State>()) {
   state_->stream = &stream;
 }
-Cohort::~Cohort() = default;
+Cohort::~Cohort() { products::Scratch::drop_idle(); }
 
 void Cohort::add(std::string name, std::unique_ptr<SaeTrainer> trainer) {
   SAE_CHECK(find(name) == nullptr, "{} joined twice", name);
