@@ -111,8 +111,8 @@ TEST(Bytes, DoNotDependOnStoppingWhileLatentsFallSilent) {
   for (const auto architecture :
        {Architecture::kStandard, Architecture::kStandardBricken, Architecture::kPAnneal}) {
     TrainingSpec spec = lively(architecture);
-    spec.lr = 0.02;
-    spec.l1 = 1.0;
+    spec.lr = 0.03;
+    spec.l1 = 10;
     const auto whole = make_trainer(spec, kIn, pool);
     std::vector<double> l0;
     while (!whole->finished()) {
