@@ -25,6 +25,7 @@
 #include "core/log.h"
 #include "core/thread.h"
 #include "scheduler/protocol/key_files.h"
+#include "scheduler/protocol/seldom.h"
 
 namespace saesweep::protocol {
 namespace {
@@ -35,7 +36,6 @@ constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
 constexpr std::string_view kUserId = "User-Id";
 constexpr std::string_view kKeyProperty = "X-Saesweep-Key";
 constexpr auto kLookAgain = 1s;
-constexpr auto kLogEvery = 60s;
 constexpr std::size_t kMaxAddressesRemembered = 1024;
 
 std::int64_t unix_seconds() {
@@ -170,6 +170,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kControlDone:
       return role == Role::kWorker || role == Role::kLocal;
     case MessageType::kBye:
+    case MessageType::kAcknowledge:
       return true;
   }
   return false;
@@ -228,7 +229,8 @@ struct Authenticator::State {
   void read() {
     stamp = look();
     auto keys = read_authorized(directory);
-    if (!keys) log::error("keys.unreadable error={}", keys.error().message);
+    if (!keys && unreadable.let_through(SystemClock().now()))
+      log::error("keys.unreadable error={}", keys.error().message);
     all = keys ? std::move(*keys) : std::vector<AuthorizedKey>();
     replace(all);
   }
@@ -280,14 +282,9 @@ struct Authenticator::State {
   }
 
   void log_refusal(const std::string& address) {
-    const TimePoint now = SystemClock().now();
     if (refusals.size() >= kMaxAddressesRemembered && !refusals.contains(address)) refusals.clear();
-    auto& [logged, since] = refusals[address];
-    ++since;
-    if (logged != TimePoint{} && now - logged < kLogEvery) return;
-    log::warn("keys.refused address={} times={}", address, since);
-    logged = now;
-    since = 0;
+    if (const auto times = refusals[address].let_through(SystemClock().now()))
+      log::warn("keys.refused address={} times={}", address, *times);
   }
 
   void serve(zmq::context_t& context, const std::stop_token& stop, std::promise<int> bound) {
@@ -333,11 +330,8 @@ struct Authenticator::State {
   // Of the thread:
   Stamp stamp;
   std::vector<AuthorizedKey> all;
-  struct Refusals {
-    TimePoint logged{};
-    std::uint64_t since = 0;
-  };
-  std::map<std::string, Refusals> refusals;  // by address
+  std::map<std::string, Seldom> refusals;  // by address
+  Seldom unreadable;
   std::mutex mutex;
   std::vector<AuthorizedKey> authorized;  // under mutex; none of them expired
   std::atomic<bool> asked = false;

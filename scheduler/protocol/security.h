@@ -4,7 +4,7 @@
 //   server    doorkeeper = Authenticator::start(context, security)
 //             secure_server_socket(socket, endpoint, security, doorkeeper.get())
 //             socket.bind(endpoint)
-//             identity_of(a frame of a message)
+//             identity_of(a frame of a message, behind the routing id)
 //   client    secure_client_socket(socket, endpoint, security)
 //             socket.connect(endpoint)
 //
@@ -35,13 +35,13 @@ inline constexpr std::string_view kZapDomain = "saesweep";
 class Authenticator;
 
 struct ServerSecurity {
-  std::shared_ptr<const KeyPair> keys;  // none: clear text
-  std::filesystem::path directory;      // of `saesweep keys init`: whose authorized/ is asked
+  std::shared_ptr<const KeyPair> keys = {};  // none: clear text
+  std::filesystem::path directory = {};      // of `saesweep keys init`: whose authorized/ is asked
   bool insecure_loopback = false;
 };
 
 struct ClientSecurity {
-  std::shared_ptr<const KeyPair> keys;  // none: clear text
+  std::shared_ptr<const KeyPair> keys = {};  // none: clear text
   PublicKey server{};
   bool insecure_loopback = false;
 };
@@ -65,7 +65,7 @@ struct Identity {
   std::string name;
   std::string key;  // Z85
 };
-// Any frame of a received message.
+// `frame` came over the wire: not the routing id, which a ROUTER puts in front.
 Identity identity_of(const zmq::message_t& frame);
 
 // Which role may send which type to a scheduler. What the scheduler itself says, nobody may.
