@@ -35,6 +35,7 @@ constexpr std::array kVerbs{VerbEntry{"run", add_run},
                             VerbEntry{"validate", add_validate},
                             VerbEntry{"leaderboard", add_leaderboard},
                             VerbEntry{"export", add_export},
+                            VerbEntry{"keys", add_keys},
                             VerbEntry{"bench", add_bench},
                             VerbEntry{"doctor", add_doctor},
                             VerbEntry{"version", add_version}};

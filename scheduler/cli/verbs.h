@@ -21,6 +21,7 @@ Action add_run(CLI::App& program, const GlobalFlags& globals);
 Action add_validate(CLI::App& program, const GlobalFlags& globals);
 Action add_leaderboard(CLI::App& program, const GlobalFlags& globals);
 Action add_export(CLI::App& program, const GlobalFlags& globals);
+Action add_keys(CLI::App& program, const GlobalFlags& globals);
 Action add_bench(CLI::App& program, const GlobalFlags& globals);
 Action add_doctor(CLI::App& program, const GlobalFlags& globals);
 Action add_version(CLI::App& program, const GlobalFlags& globals);

@@ -24,8 +24,8 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::StartsWith;
 
-constexpr const char* kVerbs[] = {"run",   "validate", "leaderboard", "export",
-                                  "bench", "doctor",   "version"};
+constexpr const char* kVerbs[] = {"run",  "validate", "leaderboard", "export",
+                                  "keys", "bench",    "doctor",      "version"};
 
 struct ProgramTest : testing::Test {
   TempDir dir;

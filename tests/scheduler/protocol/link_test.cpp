@@ -12,6 +12,7 @@
 
 #include "core/thread.h"
 #include "scheduler/protocol/messages.pb.h"
+#include "scheduler/protocol/reliable.h"
 #include "tests/support/temp_dir.h"
 
 namespace saesweep::protocol {
@@ -34,6 +35,13 @@ struct Link : testing::Test {
       for (HeardMessage& message : scheduler.poll(20ms)) heard.push_back(std::move(message));
     return heard;
   }
+  // A worker whose connection stands.
+  WorkerLink connect() const {
+    WorkerLink worker = WorkerLink::connect(endpoint).value();
+    const auto end = std::chrono::steady_clock::now() + 10s;
+    while (!worker.poll(20ms).is_connected_anew && std::chrono::steady_clock::now() < end) continue;
+    return worker;
+  }
   static std::vector<HeardMessage> hear(WorkerLink& worker, std::size_t count) {
     std::vector<HeardMessage> heard;
     const auto end = std::chrono::steady_clock::now() + 10s;
@@ -49,7 +57,7 @@ struct Link : testing::Test {
 };
 
 TEST_F(Link, CarriesMessagesBothWays) {
-  WorkerLink worker = WorkerLink::connect(endpoint).value();
+  WorkerLink worker = connect();
   ASSERT_TRUE(worker.send(MessageType::kHello, hello(), false));
   const auto heard = hear(1);
   ASSERT_EQ(heard.size(), 1u);
@@ -69,7 +77,7 @@ TEST_F(Link, CarriesMessagesBothWays) {
 }
 
 TEST_F(Link, AcknowledgesWhatWasConfirmedAndNothingElse) {
-  WorkerLink worker = WorkerLink::connect(endpoint).value();
+  WorkerLink worker = connect();
   TaskResult result;
   result.set_task("t");
   ASSERT_TRUE(worker.send(MessageType::kResult, result, true));
@@ -85,7 +93,7 @@ TEST_F(Link, AcknowledgesWhatWasConfirmedAndNothingElse) {
 }
 
 TEST_F(Link, DeliversAgainNothingThatWasHeard) {
-  WorkerLink worker = WorkerLink::connect(endpoint).value();
+  WorkerLink worker = connect();
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
   ASSERT_EQ(hear(3).size(), 3u);
   worker.resend_after(0);
@@ -96,8 +104,8 @@ TEST_F(Link, DeliversAgainNothingThatWasHeard) {
 }
 
 TEST_F(Link, KeepsApartTwoWorkers) {
-  WorkerLink one = WorkerLink::connect(endpoint).value();
-  WorkerLink two = WorkerLink::connect(endpoint).value();
+  WorkerLink one = connect();
+  WorkerLink two = connect();
   ASSERT_TRUE(one.send(MessageType::kHello, hello(), false));
   const auto first = hear(1);
   ASSERT_TRUE(two.send(MessageType::kHello, hello(), false));
@@ -148,7 +156,7 @@ TEST_F(Link, SurvivesGarbageAndHearsAPeerNoMoreThatSendsALot) {
   say({"no header", "body"});
   say({valid(), "another body"});
   say({valid(), ""});
-  WorkerLink polite = WorkerLink::connect(endpoint).value();
+  WorkerLink polite = connect();
   ASSERT_TRUE(polite.send(MessageType::kHello, hello(), false));
   std::vector<HeardMessage> heard;
   const auto end = std::chrono::steady_clock::now() + 10s;
@@ -159,6 +167,104 @@ TEST_F(Link, SurvivesGarbageAndHearsAPeerNoMoreThatSendsALot) {
   EXPECT_EQ(scheduler.dropped(), 4u);
 }
 
+TEST_F(Link, KeepsWhatIsSaidBeforeItIsConnectedTheNewestOfEachType) {
+  test::TempDir elsewhere;
+  endpoint = "ipc://" + (elsewhere.path() / "workers").string();
+  WorkerLink worker = WorkerLink::connect(endpoint).value();
+  for (const char* name : {"old", "new"}) {
+    Hello message;
+    message.set_worker_name(name);
+    ASSERT_TRUE(worker.send(MessageType::kHello, message, false));
+  }
+  ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
+  scheduler = SchedulerLink::bind(endpoint).value();
+  std::vector<HeardMessage> heard;
+  const auto end = std::chrono::steady_clock::now() + 10s;
+  while (heard.size() < 2 && std::chrono::steady_clock::now() < end) {
+    (void)worker.poll(5ms);
+    for (HeardMessage& message : scheduler.poll(5ms)) heard.push_back(std::move(message));
+  }
+  ASSERT_EQ(heard.size(), 2u);
+  Hello read;
+  ASSERT_EQ(heard[0].type, MessageType::kHello);
+  ASSERT_TRUE(parse_body(heard[0].body, read));
+  EXPECT_EQ(read.worker_name(), "new");
+  EXPECT_EQ(heard[1].type, MessageType::kResult);
+}
+
+TEST_F(Link, StartsOverWithASessionOfItsOwn) {
+  WorkerLink worker = connect();
+  ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
+  const auto before = hear(1);
+  ASSERT_EQ(before.size(), 1u);
+  scheduler = SchedulerLink::bind(endpoint).value();  // another, which knows nobody
+  worker.start_over();
+  EXPECT_EQ(worker.unacknowledged(), 0u);
+  ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
+  std::vector<HeardMessage> after;
+  const auto end = std::chrono::steady_clock::now() + 10s;
+  while (after.empty() && std::chrono::steady_clock::now() < end) {
+    (void)worker.poll(5ms);
+    after = scheduler.poll(5ms);
+  }
+  ASSERT_EQ(after.size(), 1u);
+  EXPECT_NE(after[0].peer, before[0].peer);
+}
+
+TEST_F(Link, HoldsBackWhatAWorkerGivesNoCreditFor) {
+  WorkerLink worker = connect();
+  ASSERT_TRUE(worker.send(MessageType::kHello, hello(), false));
+  const std::string peer = hear(1).at(0).peer;
+  constexpr std::size_t kMessages = 3 * kWorkerCredit;
+  for (std::size_t i = 0; i < kMessages; ++i)
+    ASSERT_TRUE(scheduler.send(peer, MessageType::kControl, Control(), true)) << i;
+  EXPECT_EQ(hear(worker, kWorkerCredit).size(), kWorkerCredit);
+  std::size_t heard = kWorkerCredit;
+  const auto end = std::chrono::steady_clock::now() + 10s;
+  while (heard < kMessages && std::chrono::steady_clock::now() < end) {
+    (void)scheduler.poll(5ms);  // hears what the worker took, and sends more
+    heard += worker.poll(5ms).heard.size();
+  }
+  EXPECT_EQ(heard, kMessages);
+  EXPECT_EQ(scheduler.counters().retransmitted, 0u);
+}
+
+TEST_F(Link, RefusesMoreThanMayWait) {
+  WorkerLink worker = connect();
+  ASSERT_TRUE(worker.send(MessageType::kHello, hello(), false));
+  const std::string peer = hear(1).at(0).peer;
+  for (std::size_t i = 0; i < ReliablePeer::kMaxUnacked; ++i)
+    ASSERT_TRUE(scheduler.send(peer, MessageType::kControl, Control(), true)) << i;
+  EXPECT_EQ(scheduler.send(peer, MessageType::kControl, Control(), true).error().code,
+            ErrorCode::kResourceExhausted);
+}
+
+TEST_F(Link, GivesWorkersLessCreditWhenAsked) {
+  WorkerLink worker = connect();
+  const auto send_all = [&] {
+    std::size_t sent = 0;
+    while (worker.send(MessageType::kResult, TaskResult(), true)) ++sent;
+    return sent;
+  };
+  const auto learn = [&](std::uint32_t credit) {
+    scheduler.set_credit(credit);
+    ASSERT_TRUE(worker.send(MessageType::kHeartbeat, Heartbeat(), false));
+    const auto beat = hear(1);
+    ASSERT_FALSE(beat.empty());
+    ASSERT_TRUE(
+        scheduler.send(beat.back().peer, MessageType::kHeartbeatAck, HeartbeatAck(), false));
+    ASSERT_EQ(hear(worker, 1).size(), 1u);
+  };
+  learn(16);
+  EXPECT_EQ(send_all(), 16u);
+  ASSERT_EQ(hear(16).size(), 16u);
+  scheduler.confirm();
+  learn(0);
+  EXPECT_EQ(send_all(), 0u);
+  learn(2);
+  EXPECT_EQ(send_all(), 2u);
+}
+
 TEST(Endpoints, ThatAreNoneAreRefused) {
   EXPECT_EQ(WorkerLink::connect("nonsense").error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(SchedulerLink::bind("nonsense").error().code, ErrorCode::kInvalidArgument);
@@ -167,9 +273,10 @@ TEST(Endpoints, ThatAreNoneAreRefused) {
 TEST(Endpoints, ThatAreTakenAreUnavailable) {
   for (int port = 49'200; port < 49'300; ++port) {
     const std::string endpoint = fmt::format("tcp://127.0.0.1:{}", port);
-    const auto first = SchedulerLink::bind(endpoint);
+    const ServerSecurity plain{.insecure_loopback = true};
+    const auto first = SchedulerLink::bind(endpoint, plain);
     if (!first) continue;  // somebody else's
-    const auto second = SchedulerLink::bind(endpoint);
+    const auto second = SchedulerLink::bind(endpoint, plain);
     ASSERT_FALSE(second);
     EXPECT_EQ(second.error().code, ErrorCode::kUnavailable);
     return;
