@@ -55,6 +55,8 @@ std::string_view to_string(MessageType type) {
       return "CONTROL_DONE";
     case MessageType::kBye:
       return "BYE";
+    case MessageType::kResync:
+      return "RESYNC";
   }
   return "unknown";
 }

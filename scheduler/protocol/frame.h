@@ -45,6 +45,7 @@ enum class MessageType : std::uint8_t {
   kControl = 14,
   kControlDone = 15,
   kBye = 18,
+  kResync = 19,
 };
 bool is_known(MessageType type);
 std::string_view to_string(MessageType type);
