@@ -11,6 +11,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "scheduler/protocol/conversation.h"
 #include "scheduler/protocol/reliable.h"
 
 namespace saesweep::protocol {
@@ -104,11 +105,26 @@ bool parse_body(const std::string& body, google::protobuf::MessageLite& message)
 // ---- worker -------------------------------------------------------------------------------------
 
 struct WorkerLink::State {
-  State() : socket(context, zmq::socket_type::dealer), id(new_session_id()), peer(low_half(id)) {}
+  State()
+      : socket(context, zmq::socket_type::dealer),
+        id(new_session_id()),
+        conversation(low_half(id)),
+        peer(low_half(id)) {}
   zmq::context_t context;
   zmq::socket_t socket;
   std::string id;
+  WorkerConversation conversation;
   ReliablePeer peer;
+
+  // False for a frame of a scheduler that is gone.
+  bool belongs(const Header& header) {
+    const Standing standing = conversation.hear(header.session);
+    if (standing == Standing::kNew)
+      peer.begin_anew(conversation.session());
+    else
+      peer.set_session(conversation.session());
+    return standing != Standing::kOld;
+  }
 };
 
 WorkerLink::WorkerLink(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -178,7 +194,7 @@ WorkerLink::Polled WorkerLink::poll(std::chrono::milliseconds timeout,
       log::warn("link.garbage error={}", header.error().message);
       continue;
     }
-    if (!state_->peer.accept(*header)) continue;
+    if (!state_->belongs(*header) || !state_->peer.accept(*header)) continue;
     state_->peer.confirm();
     polled.heard.push_back({"", header->type, frames[1].to_string()});
   }
@@ -190,9 +206,10 @@ WorkerLink::Polled WorkerLink::poll(std::chrono::milliseconds timeout,
 // ---- scheduler ----------------------------------------------------------------------------------
 
 struct SchedulerLink::State {
-  State() : socket(context, zmq::socket_type::router) {}
+  State() : socket(context, zmq::socket_type::router), session(low_half(new_session_id())) {}
   zmq::context_t context;
   zmq::socket_t socket;
+  std::uint64_t session;  // of this incarnation
   struct Peer {
     ReliablePeer reliable;
     int strikes = 0;
@@ -289,9 +306,14 @@ std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout)
     auto peer = known;
     if (peer == state_->peers.end())
       peer =
-          state_->peers.emplace(id, State::Peer{ReliablePeer(low_half(id + std::string(8, '\0')))})
-              .first;
-    if (!peer->second.reliable.accept(*header)) continue;
+          state_->peers.emplace(id, State::Peer{.reliable = ReliablePeer(state_->session)}).first;
+    const std::uint64_t worker = low_half(id + std::string(8, '\0'));
+    if (standing_of(header->session, worker, state_->session) == Standing::kOld) {
+      // It has not heard us yet: its numbers are another's, but HELLO may be what it says.
+      if ((header->flags & kReliable) != 0) continue;
+    } else if (!peer->second.reliable.accept(*header)) {
+      continue;
+    }
     heard.push_back({id, header->type, frames[2].to_string()});
   }
   for (auto& [id, peer] : state_->peers)

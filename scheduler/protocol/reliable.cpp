@@ -51,6 +51,19 @@ bool ReliablePeer::accept(const Header& heard) {
   return true;
 }
 
+void ReliablePeer::begin_anew(std::uint64_t session) {
+  session_ = session;
+  received_ = confirmed_ = 0;
+  peer_credit_ = kCredit;
+  next_seq_ = 1;
+  for (Unacked& waiting : unacked_) {
+    waiting.frame.header.seq = next_seq_++;
+    waiting.frame.header.session = session_;
+    waiting.frame.header.ack = 0;
+    waiting.wait = patience_;
+  }
+}
+
 std::vector<OutgoingFrame> ReliablePeer::due(TimePoint now) {
   std::vector<OutgoingFrame> frames;
   if (unacked_.empty() || now - unacked_.front().sent < unacked_.front().wait) return frames;
@@ -59,6 +72,7 @@ std::vector<OutgoingFrame> ReliablePeer::due(TimePoint now) {
     waiting.sent = now;
     waiting.wait = std::min(kLongestWait, 2 * waiting.wait);
     waiting.frame.header.flags |= kRetransmission;
+    waiting.frame.header.session = session_;
     waiting.frame.header.ack = confirmed_;
     frames.push_back(waiting.frame);
   }
@@ -71,6 +85,7 @@ std::vector<OutgoingFrame> ReliablePeer::resend_after(std::uint64_t seq, TimePoi
   for (Unacked& waiting : unacked_) {
     waiting.sent = now;
     waiting.frame.header.flags |= kRetransmission;
+    waiting.frame.header.session = session_;
     waiting.frame.header.ack = confirmed_;
     frames.push_back(waiting.frame);
   }

@@ -46,6 +46,11 @@ class ReliablePeer {
   // The peer says that it received everything up to `seq`: the rest is sent again.
   std::vector<OutgoingFrame> resend_after(std::uint64_t seq, TimePoint now);
 
+  // The peer is another process now, which counts from 1: what it has not acknowledged is numbered
+  // anew, and is sent when it is due. Our headers carry `session` from here on.
+  void begin_anew(std::uint64_t session);
+  void set_session(std::uint64_t session) { session_ = session; }
+
   std::uint64_t last_received() const { return received_; }
   std::uint64_t last_confirmed() const { return confirmed_; }
   std::size_t unacknowledged() const { return unacked_.size(); }

@@ -7,6 +7,7 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "core/files.h"
 #include "core/log.h"
 #include "scheduler/protocol/link.h"
+#include "scheduler/protocol/running_set.h"
 #include "storage/activation_cache.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
@@ -29,6 +31,8 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
 constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
+constexpr milliseconds kHelloWhileLonely = 2s;  // then this often
+constexpr std::size_t kMostStreamsNamed = 64;   // of the cache, in a heartbeat
 constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
 constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
 constexpr milliseconds kFlushBeat = 50ms;       // acknowledgements ride on the answers
@@ -76,8 +80,9 @@ struct Agent::State {
   bool welcomed = false;
   std::uint64_t epoch = 0;
   milliseconds heartbeat = 1s;
-  TimePoint last_hello{}, last_heartbeat{}, last_word{};
-  std::map<std::string, std::uint64_t> fences;  // the highest accepted, by task
+  TimePoint next_hello{}, last_heartbeat{}, last_word{};
+  std::minstd_rand random{std::random_device{}()};  // spreads agents over time; decides nothing
+  std::map<std::string, std::uint64_t> fences;      // the highest accepted, by task
 
   ConnectionId next_connection = 1;
   std::uint64_t deaths = 0, restarts = 0, trained = 0, harvested = 0;
@@ -102,7 +107,45 @@ struct Agent::State {
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
     outbox.mention(MessageType::kHello, hello);
-    last_hello = clock.now();
+    const TimePoint now = clock.now();
+    next_hello = now + (is_lonely(now) ? kHelloWhileLonely + spread() : kHelloEvery);
+  }
+  bool is_lonely(TimePoint now) const { return now - last_word > kHelloAgainAfter; }
+  milliseconds spread() {
+    return milliseconds(std::uniform_int_distribution<milliseconds::rep>(
+        0, options.reconnect_spread.count())(random));
+  }
+
+  // Leases that were accepted and not answered, by run.
+  std::vector<protocol::Resync::Lease> leases() const {
+    std::vector<protocol::Resync::Lease> all;
+    const auto add = [&](std::uint64_t run, const std::string& task, std::uint64_t fence) {
+      protocol::Resync::Lease& lease = all.emplace_back();
+      lease.set_run_id(run);
+      lease.set_task(task);
+      lease.set_fence(fence);
+    };
+    for (const Slot& slot : slots) {
+      for (const auto& [task, fence] : slot.unfinished) add(slot.run->run_id(), task, fence);
+      if (!slot.next) continue;
+      for (const auto& member : slot.next->members())
+        add(slot.next->run_id(), member.task(), member.fence());
+    }
+    return all;
+  }
+
+  // Behind all that was said before: what is not in it is not here.
+  void say_all_that_runs() {
+    protocol::Resync resync;
+    resync.set_epoch(epoch);
+    for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
+    for (const auto& [grant, result] : outbox.unanswered()) {
+      auto& lease = *resync.add_finished();
+      lease.set_run_id(result.run_id());
+      lease.set_task(grant.first);
+      lease.set_fence(grant.second);
+    }
+    outbox.say(MessageType::kResync, resync);
   }
 
   void say_heartbeat() {
@@ -110,17 +153,18 @@ struct Agent::State {
     protocol::Heartbeat beat;
     beat.set_sent_ns(static_cast<std::uint64_t>(
         std::chrono::nanoseconds(last_heartbeat.time_since_epoch()).count()));
-    std::uint32_t running = 0, free = 0;
+    std::uint32_t free = 0;
+    for (const Slot& slot : slots) free += slot.is_free() ? 1 : 0;
     std::uint64_t hash = 0;
-    for (const Slot& slot : slots) {
-      free += slot.is_free() ? 1 : 0;
-      for (const auto& [task, fence] : slot.unfinished) {
-        ++running;
-        hash ^= xxh3_64(std::as_bytes(std::span(task)), fence);
-      }
-    }
-    beat.set_running(running);
+    const auto running = leases();
+    for (const auto& lease : running) hash ^= protocol::lease_hash(lease.task(), lease.fence());
+    beat.set_running(static_cast<std::uint32_t>(running.size()));
     beat.set_running_hash(hash);
+    for (const auto& [stream, bytes] : chunks->streams(kMostStreamsNamed)) {
+      auto& held = *beat.add_streams();
+      held.set_stream(stream);
+      held.set_bytes(bytes);
+    }
     beat.set_free_slots(phase == Phase::kServing ? free : 0);
     const ChunkCounters counted = chunks->counters();
     protocol::AgentCounters& totals = *beat.mutable_counters();
@@ -352,22 +396,41 @@ struct Agent::State {
         has_listener = false;
         begin_stop(options.stop_patience, std::nullopt);
         break;
-      case MessageType::kHeartbeatAck:
+      case MessageType::kHeartbeatAck: {
+        protocol::HeartbeatAck ack;
+        understood = protocol::parse_body(heard.body, ack);
+        if (understood) hear(ack);
         break;
+      }
       default:
         understood = false;
     }
     if (!understood) log::warn("agent.garbage type={}", protocol::to_string(heard.type));
   }
 
+  void hear(const protocol::HeartbeatAck& ack) {
+    if (ack.epoch() > epoch) {  // the scheduler began anew and does not know us
+      if (welcomed) next_hello = clock.now() + spread();
+      welcomed = false;
+    } else if (welcomed && ack.epoch() == epoch && ack.want_full_list()) {
+      say_all_that_runs();
+    }
+  }
+
   void hear(const protocol::Welcome& welcome) {
-    const bool other_scheduler = welcomed && welcome.epoch() != epoch;
+    if (welcome.epoch() < epoch) {
+      // A copy of an old state, started by mistake: what it grants was granted before.
+      log::warn("agent.old_scheduler epoch={} known={}", welcome.epoch(), epoch);
+      return;
+    }
+    const bool other_scheduler = epoch != 0 && welcome.epoch() != epoch;
     welcomed = true;
     epoch = welcome.epoch();
     if (welcome.heartbeat_ms() > 0)
       heartbeat = std::clamp(milliseconds(welcome.heartbeat_ms()), 20ms, milliseconds(30s));
     if (welcome.resume()) link.resend_after(welcome.last_seq_received());
     if (other_scheduler) outbox.repeat_results();  // it may not know what its predecessor heard
+    say_all_that_runs();
   }
 
   void hear(Slot& slot, protocol::ExecutorChannel::Heard heard) {
@@ -499,15 +562,14 @@ struct Agent::State {
                        fmt::format("nothing heard from the scheduler for {:.0f} s",
                                    std::chrono::duration<double>(now - last_word).count())});
     }
-    const bool is_lonely = now - last_word > kHelloAgainAfter;
-    if ((!welcomed || is_lonely) && now - last_hello >= kHelloEvery) say_hello();
+    if ((!welcomed || is_lonely(now)) && now >= next_hello) say_hello();
     const milliseconds beat = phase == Phase::kFlushing ? kFlushBeat : heartbeat;
     if (welcomed && now - last_heartbeat >= beat) say_heartbeat();
     for (Slot& slot : slots)
       if (slot.executor && slot.run && now - slot.heard > options.executor_patience)
         slot.executor->kill(fmt::format("it said nothing for {:.0f} s",
                                         std::chrono::duration<double>(now - slot.heard).count()));
-    const auto next = welcomed ? last_heartbeat + beat : last_hello + kHelloEvery;
+    const auto next = welcomed ? last_heartbeat + beat : next_hello;
     return std::clamp(std::chrono::ceil<milliseconds>(next - now), 1ms, kLongestWait);
   }
 

@@ -126,6 +126,10 @@ class AgentTest : public testing::Test {
           control_[done.task()] = done.outcome();
           break;
         }
+        case MessageType::kResync:
+          ASSERT_TRUE(protocol::parse_body(heard.body, resync_));
+          ++resync_count_;
+          break;
         case MessageType::kBye:
           bye_ = true;
           break;
@@ -204,6 +208,8 @@ class AgentTest : public testing::Test {
   std::optional<protocol::SchedulerLink> link_;
   std::string peer_;
   std::uint64_t epoch_ = 1;
+  protocol::Resync resync_;
+  int resync_count_ = 0;
   bool is_mute_ = false, rejects_ = false, acknowledges_ = true;
 
   // What the agent said.
