@@ -139,10 +139,9 @@ void Applier::sweep_changed(const journal::SweepChanged& event) {
   journal::Sweep& sweep = sweep_at(event.sweep());
   const std::set<std::string> chosen(event.subjects().begin(), event.subjects().end());
   const bool cancels = event.has_cancelled() && event.cancelled();
-  if (chosen.empty()) {
-    if (event.has_paused()) sweep.set_paused(event.paused());
-    if (event.has_cancelled()) sweep.set_cancelled(event.cancelled());
-  }
+  if (chosen.empty() && event.has_paused()) sweep.set_paused(event.paused());
+  // A sweep of which a row is wanted again is not cancelled as a whole; its other rows stay so.
+  if (event.has_cancelled() && (chosen.empty() || !cancels)) sweep.set_cancelled(cancels);
   if (event.has_active()) sweep.set_active(event.active());
   if (event.has_priority()) sweep.set_priority(event.priority());
   if (event.has_weight()) sweep.set_weight(event.weight());

@@ -223,10 +223,8 @@ class Placer {
       members.push_back(task);
     }
     if (members.empty()) return;
-    const std::uint64_t bytes = memory_of(*members[0]);
-    if (Room* room = find_room(*members[0], bytes))
-      grant(*room, members, run.id(),
-            room->memory_bytes == 0 ? 0 : std::max(room->share_bytes, bytes));
+    if (Room* room = find_room(*members[0], memory_of(*members[0])))
+      grant(*room, members, run.id(), budget_at(*room, *members[0]));
   }
 
   // The sweep whose turn it is, and of its groups the one with the oldest task: what was begun is
@@ -277,6 +275,14 @@ class Placer {
     return best;
   }
 
+  // What a run that begins with this task is promised: the share of a slot, more if the task needs
+  // it, never what others were promised. 0: nobody knows what the worker has.
+  static std::uint64_t budget_at(const Room& room, const Task& first) {
+    if (room.memory_bytes == 0) return 0;
+    const std::uint64_t needed = memory_of(first);
+    return std::max(needed, std::min(room.share_bytes, room.free_bytes));
+  }
+
   // Several groups share the free slots between them.
   void place_group(Room& room, Queue& first) {
     Group& group = groups_.at(first.key);
@@ -292,11 +298,9 @@ class Placer {
     std::size_t limit = std::min(most, (group.left() + group.parts - 1) / group.parts);
     --group.parts;
     const Task& oldest = *state_.find_task(first.head().second);
-    std::uint64_t budget = std::max(room.share_bytes, memory_of(oldest));
-    if (room.memory_bytes == 0)
-      budget = state_.payer_of(oldest.spec().id())->memory_bytes();
-    else if (room.free_bytes >= memory_of(oldest))
-      budget = std::min(budget, room.free_bytes);
+    const std::uint64_t promised = budget_at(room, oldest);
+    const std::uint64_t budget =
+        promised == 0 ? state_.payer_of(oldest.spec().id())->memory_bytes() : promised;
     std::vector<const Task*> members;
     std::uint64_t used = 0;
     // Those of its own sweep, then those of others that read the same.
@@ -320,7 +324,7 @@ class Placer {
         if (state_.desks()[i].sweep == payer)
           taken_[i] += 1.0 / static_cast<double>(members.size());
     }
-    grant(room, members, 0, room.memory_bytes == 0 ? 0 : budget);
+    grant(room, members, 0, promised);
   }
 
   void grant(Room& room, const std::vector<const Task*>& members, std::uint64_t instead_of,

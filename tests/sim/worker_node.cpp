@@ -18,6 +18,7 @@ namespace {
 constexpr Duration kTurn = 1s;
 constexpr Duration kHelloEvery = 1s;
 constexpr Duration kLonelyAfter = 10s;
+constexpr Duration kRepeatAfter = 5s;
 constexpr Duration kOrphanGrace = 600s;
 constexpr Duration kExecutorPatience = 120s;
 constexpr double kCheckpointEvery = 15;  // seconds of work
@@ -46,7 +47,8 @@ void WorkerNode::start() {
   epoch_ = 0;
   next_hello_ = timeline_.now();
   last_word_ = last_turn_ = timeline_.now();
-  last_heartbeat_ = paused_until_ = {};
+  last_heartbeat_ = paused_until_ = last_resend_ = last_told_ = {};
+  told_epoch_ = 0;
   turn_later();
 }
 
@@ -170,6 +172,9 @@ void WorkerNode::say_heartbeat() {
 }
 
 void WorkerNode::say_all_that_runs() {
+  if (told_epoch_ == epoch_ && timeline_.now() - last_told_ < kRepeatAfter) return;
+  told_epoch_ = epoch_;
+  last_told_ = timeline_.now();
   protocol::Resync resync;
   resync.set_epoch(epoch_);
   for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
@@ -240,9 +245,11 @@ void WorkerNode::hear(const protocol::Welcome& welcome) {
   const bool other_scheduler = epoch_ != 0 && welcome.epoch() != epoch_;
   welcomed_ = true;
   epoch_ = welcome.epoch();
-  if (welcome.resume())
+  if (welcome.resume() && timeline_.now() - last_resend_ >= kRepeatAfter) {
+    last_resend_ = timeline_.now();
     for (const auto& frame : peer_->resend_after(welcome.last_seq_received(), timeline_.now()))
       network_.send_up(session_, frame);
+  }
   if (other_scheduler)
     for (const auto& [grant, result] : results_) say(MessageType::kResult, result);
   say_all_that_runs();

@@ -122,8 +122,9 @@ class WorkerNode {
   std::map<Grant, protocol::TaskResult> results_;
   std::vector<Slot> slots_;
   bool welcomed_ = false, leaving_ = false;
-  std::uint64_t epoch_ = 0;
+  std::uint64_t epoch_ = 0, told_epoch_ = 0;
   TimePoint next_hello_, last_heartbeat_, last_word_, last_turn_, paused_until_;
+  TimePoint last_resend_, last_told_;
   std::map<std::string, std::uint64_t> fences_;
 };
 

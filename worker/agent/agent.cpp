@@ -32,6 +32,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
 constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
 constexpr milliseconds kHelloWhileLonely = 2s;  // then this often
+constexpr milliseconds kRepeatAfter = 5s;       // what is reliable arrives by itself
 constexpr std::size_t kMostStreamsNamed = 64;   // of the cache, in a heartbeat
 constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
 constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
@@ -80,7 +81,8 @@ struct Agent::State {
   bool welcomed = false;
   std::uint64_t epoch = 0;
   milliseconds heartbeat = 1s;
-  TimePoint next_hello{}, last_heartbeat{}, last_word{};
+  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{};
+  std::uint64_t told_epoch = 0;                     // that of the last RESYNC
   std::minstd_rand random{std::random_device{}()};  // spreads agents over time; decides nothing
   std::map<std::string, std::uint64_t> fences;      // the highest accepted, by task
 
@@ -134,8 +136,13 @@ struct Agent::State {
     return all;
   }
 
-  // Behind all that was said before: what is not in it is not here.
+  // Behind all that was said before: what is not in it is not here. Asked again and again over a
+  // slow line, it is said once in a while.
   void say_all_that_runs() {
+    const TimePoint now = clock.now();
+    if (told_epoch == epoch && now - last_told < kRepeatAfter) return;
+    told_epoch = epoch;
+    last_told = now;
     protocol::Resync resync;
     resync.set_epoch(epoch);
     for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
@@ -428,7 +435,11 @@ struct Agent::State {
     epoch = welcome.epoch();
     if (welcome.heartbeat_ms() > 0)
       heartbeat = std::clamp(milliseconds(welcome.heartbeat_ms()), 20ms, milliseconds(30s));
-    if (welcome.resume()) link.resend_after(welcome.last_seq_received());
+    const TimePoint now = clock.now();
+    if (welcome.resume() && now - last_resend >= kRepeatAfter) {
+      link.resend_after(welcome.last_seq_received());
+      last_resend = now;
+    }
     if (other_scheduler) outbox.repeat_results();  // it may not know what its predecessor heard
     say_all_that_runs();
   }
