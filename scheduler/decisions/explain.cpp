@@ -156,7 +156,7 @@ class Explainer {
     const journal::Sweep* payer = state_.payer_of(id_);
     if (payer == nullptr) return say_nobody();
     if (task_.run() != 0) say_run();
-    say_workers(*payer);
+    if (is_due(task_, now_)) say_workers(*payer);
   }
 
   void say_nobody() {

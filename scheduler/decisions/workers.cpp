@@ -108,6 +108,8 @@ void Decider::adopt_or_cancel(const Leases& running) {
   const Worker& worker = state_.workers().at(peer_);
   std::map<std::uint64_t, std::vector<std::string>> adopted;
   std::set<std::uint64_t> started;
+  std::uint64_t promised = 0;  // others may have got its memory since
+  for (const std::uint64_t id : worker.runs) promised += state_.find_run(id)->memory_bytes();
   for (const auto& [lease, run_id] : running) {
     const auto& [id, fence] = lease;
     const Task* task = state_.find_task(id);
@@ -131,10 +133,14 @@ void Decider::adopt_or_cancel(const Leases& running) {
                            state_.payer_of(id) != nullptr && !state_.is_draining(peer_);
     const bool has_slot =
         adopted.contains(run_id) || worker.runs.size() + adopted.size() < worker.slots;
-    if (may_go_on && has_slot)
+    const bool has_memory = worker.memory_bytes == 0 ||
+                            promised + memory_of(*task) <= worker.memory_bytes || promised == 0;
+    if (may_go_on && has_slot && has_memory) {
       adopted[run_id].push_back(id);
-    else
+      promised += memory_of(*task);
+    } else {
       cancel_lease(run_id, id, fence);
+    }
   }
   for (const auto& [run_id, tasks] : adopted) {
     auto& again = *event().mutable_run_adopted();

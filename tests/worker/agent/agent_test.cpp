@@ -522,6 +522,38 @@ TEST_F(AgentTest, AnotherSchedulerHearsTheResultsThatNobodyAcknowledged) {
   EXPECT_EQ(result_count_, 3) << "acknowledged results are not said again";
 }
 
+TEST_F(AgentTest, ASchedulerThatBeganAnewIsToldWhatRunsAndItGoesOn) {
+  options_.reconnect_spread = 0ms;
+  start_agent();
+  assign(run(1, {{"do", "wait"}}, {"train:1"}, 5));
+  wait_until([&] { return started_.contains(1); });
+  const int before = resync_count_;
+  link_.reset();  // it dies, and another one listens at the same place
+  link_.emplace(protocol::SchedulerLink::bind(options_.endpoint).value());
+  epoch_ = 2;
+  order_.clear();
+  // It learns from the epoch of an answer that this one does not know it.
+  wait_until([&] {
+    protocol::HeartbeatAck ack;
+    ack.set_epoch(epoch_);
+    if (!order_.empty() && order_.back() == MessageType::kHeartbeat)
+      send(MessageType::kHeartbeatAck, ack, false);
+    return resync_count_ > before && resync_.epoch() == 2;
+  });
+  ASSERT_EQ(resync_.running_size(), 1);
+  EXPECT_EQ(resync_.running(0).run_id(), 1u);
+  EXPECT_EQ(resync_.running(0).task(), "train:1");
+  EXPECT_EQ(resync_.running(0).fence(), 5u);
+  EXPECT_EQ(resync_.finished_size(), 0);
+  // Words are numbered anew, both ways.
+  protocol::Control pause;
+  pause.set_run_id(1);
+  pause.set_verb("pause");
+  send(MessageType::kControl, pause);
+  wait_until([&] { return control_.contains("train:1"); });
+  EXPECT_EQ(control_["train:1"], "paused");
+}
+
 TEST_F(AgentTest, TwoExecutorsHarvestEachChunkOnce) {
   options_.slots = 2;
   start_agent();
