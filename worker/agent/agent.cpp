@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <optional>
 #include <random>
@@ -12,15 +11,14 @@
 #include <vector>
 
 #include "core/clock.h"
-#include "core/digest.h"
 #include "core/files.h"
 #include "core/log.h"
 #include "scheduler/protocol/link.h"
-#include "scheduler/protocol/running_set.h"
 #include "storage/activation_cache.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
+#include "worker/agent/slot.h"
 
 namespace saesweep::agent {
 namespace {
@@ -33,25 +31,10 @@ constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
 constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
 constexpr milliseconds kHelloWhileLonely = 2s;  // then this often
 constexpr milliseconds kRepeatAfter = 5s;       // what is reliable arrives by itself
-constexpr std::size_t kMostStreamsNamed = 64;   // of the cache, in a heartbeat
 constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
 constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
 constexpr milliseconds kFlushBeat = 50ms;       // acknowledgements ride on the answers
 constexpr int kMessagesAtOnce = 64;             // of one executor, then the others have a turn
-
-struct Slot {
-  std::optional<ExecutorProcess> executor;
-  ConnectionId connection = 0;  // of its chunks; new for each process
-  std::optional<protocol::Run> run;
-  std::map<std::string, std::uint64_t> unfinished;  // members of `run` without an answer -> fence
-  std::optional<protocol::Run> next;  // accepted when `run` was answered; begins when it has ended
-  std::optional<protocol::Progress> progress;  // the newest, not passed on yet
-  TimePoint heard;                             // from the executor
-  bool more = false;                           // of its messages may be read already
-
-  // The scheduler counts a run as over with the answer of its last member.
-  bool is_free() const { return !next && unfinished.empty(); }
-};
 
 }  // namespace
 
@@ -101,8 +84,7 @@ struct Agent::State {
   void say_hello() {
     protocol::Hello hello;
     hello.set_worker_name(options.name);
-    std::array<char, 256> host{};
-    if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
+    hello.set_host(host_name());
     hello.set_build(options.build);
     hello.set_slots(options.slots);
     hello.set_memory_bytes(options.memory_bytes);
@@ -118,72 +100,23 @@ struct Agent::State {
         0, options.reconnect_spread.count())(random));
   }
 
-  // Leases that were accepted and not answered, by run.
-  std::vector<protocol::Resync::Lease> leases() const {
-    std::vector<protocol::Resync::Lease> all;
-    const auto add = [&](std::uint64_t run, const std::string& task, std::uint64_t fence) {
-      protocol::Resync::Lease& lease = all.emplace_back();
-      lease.set_run_id(run);
-      lease.set_task(task);
-      lease.set_fence(fence);
-    };
-    for (const Slot& slot : slots) {
-      for (const auto& [task, fence] : slot.unfinished) add(slot.run->run_id(), task, fence);
-      if (!slot.next) continue;
-      for (const auto& member : slot.next->members())
-        add(slot.next->run_id(), member.task(), member.fence());
-    }
-    return all;
-  }
-
   // Behind all that was said before: what is not in it is not here. Asked again and again over a
   // slow line, it is said once in a while.
   void say_all_that_runs() {
-    const TimePoint now = clock.now();
-    if (told_epoch == epoch && now - last_told < kRepeatAfter) return;
+    if (told_epoch == epoch && clock.now() - last_told < kRepeatAfter) return;
     told_epoch = epoch;
-    last_told = now;
-    protocol::Resync resync;
-    resync.set_epoch(epoch);
-    for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
-    for (const auto& [grant, result] : outbox.unanswered()) {
-      auto& lease = *resync.add_finished();
-      lease.set_run_id(result.run_id());
-      lease.set_task(grant.first);
-      lease.set_fence(grant.second);
-    }
-    outbox.say(MessageType::kResync, resync);
+    last_told = clock.now();
+    outbox.say(MessageType::kResync, resync_of(slots, outbox, epoch));
   }
 
   void say_heartbeat() {
     last_heartbeat = clock.now();
-    protocol::Heartbeat beat;
+    protocol::Heartbeat beat = heartbeat_of(slots, phase == Phase::kServing, *chunks);
     beat.set_sent_ns(static_cast<std::uint64_t>(
         std::chrono::nanoseconds(last_heartbeat.time_since_epoch()).count()));
-    std::uint32_t free = 0;
-    for (const Slot& slot : slots) free += slot.is_free() ? 1 : 0;
-    std::uint64_t hash = 0;
-    const auto running = leases();
-    for (const auto& lease : running) hash ^= protocol::lease_hash(lease.task(), lease.fence());
-    beat.set_running(static_cast<std::uint32_t>(running.size()));
-    beat.set_running_hash(hash);
-    for (const auto& [stream, bytes] : chunks->streams(kMostStreamsNamed)) {
-      auto& held = *beat.add_streams();
-      held.set_stream(stream);
-      held.set_bytes(bytes);
-    }
-    beat.set_free_slots(phase == Phase::kServing ? free : 0);
-    const ChunkCounters counted = chunks->counters();
-    protocol::AgentCounters& totals = *beat.mutable_counters();
-    totals.set_cache_hits(counted.hits);
-    totals.set_cache_misses(counted.misses);
-    totals.set_cache_bytes(counted.bytes);
-    totals.set_cache_evicted_bytes(counted.evicted_bytes);
-    totals.set_cache_corrupt_chunks(counted.corrupt);
-    totals.set_cache_refused_writes(counted.refused_writes);
-    totals.set_executor_restarts(restarts);
-    totals.set_tokens_trained(trained);
-    totals.set_tokens_harvested(harvested);
+    beat.mutable_counters()->set_executor_restarts(restarts);
+    beat.mutable_counters()->set_tokens_trained(trained);
+    beat.mutable_counters()->set_tokens_harvested(harvested);
     outbox.mention(MessageType::kHeartbeat, beat);
   }
 
@@ -197,15 +130,7 @@ struct Agent::State {
   }
   void say_lost(std::uint64_t run, const std::string& task, std::uint64_t fence,
                 const ExecutorDeath& death) {
-    protocol::TaskResult lost;
-    lost.set_run_id(run);
-    lost.set_task(task);
-    lost.set_fence(fence);
-    lost.set_outcome(protocol::OUTCOME_LOST);
-    lost.set_reason(death.reason);
-    lost.set_executor_died_alone(phase == Phase::kServing && !death.by_kill);
-    lost.set_out_of_memory(death.out_of_memory);
-    outbox.say_result(std::move(lost));
+    outbox.say_result(lost_result(run, task, fence, death, phase == Phase::kServing));
   }
   // No executor has seen it.
   void say_not_begun(const protocol::Run& run, const std::string& why) {
@@ -246,22 +171,13 @@ struct Agent::State {
   void take(const protocol::Run& run) {
     protocol::AssignReply reply;
     reply.set_run_id(run.run_id());
-    const auto has_it = [&](const Slot& slot) {
-      return (slot.run && slot.run->run_id() == run.run_id()) ||
-             (slot.next && slot.next->run_id() == run.run_id());
-    };
-    if (std::any_of(slots.begin(), slots.end(), has_it)) {  // said twice
+    if (std::any_of(slots.begin(), slots.end(),
+                    [&](const Slot& slot) { return slot.has(run.run_id()); })) {  // said twice
       reply.set_accepted(true);
       outbox.say(MessageType::kAssignReply, reply);
       return;
     }
-    // Better one without a run that still ends; better one with a warm executor.
-    Slot* best = nullptr;
-    const auto worth = [](const Slot& slot) {
-      return (slot.run ? 0 : 2) + (slot.executor ? 1 : 0);
-    };
-    for (Slot& slot : slots)
-      if (slot.is_free() && (best == nullptr || worth(slot) > worth(*best))) best = &slot;
+    Slot* best = best_free(slots);
     if (phase != Phase::kServing) {
       reply.set_reason("the agent stops");
     } else if (best == nullptr) {
@@ -349,13 +265,7 @@ struct Agent::State {
         return;
       }
     // The run is over: there is nothing to wait for.
-    protocol::ControlDone done;
-    done.set_run_id(wanted.run_id());
-    done.set_task(wanted.task());
-    done.set_fence(wanted.fence());
-    done.set_verb(wanted.verb());
-    done.set_outcome("not running");
-    outbox.say(MessageType::kControlDone, done);
+    outbox.say(MessageType::kControlDone, not_running(wanted));
   }
 
   // ---- what is heard ---------------------------------------------------------------------------
