@@ -96,7 +96,8 @@ const journal::Sweep& SweepState::sweep_of(const Want& want) const {
 
 bool SweepState::is_wanted(const Want& want) const {
   const journal::Sweep& sweep = sweep_of(want);
-  return want.subject < 0 ? !sweep.cancelled() : !sweep.subjects(want.subject).cancelled();
+  if (sweep.cancelled()) return false;  // rows that were finished by then, and begin again, too
+  return want.subject < 0 || !sweep.subjects(want.subject).cancelled();
 }
 
 bool SweepState::is_working(const Want& want) const {

@@ -144,6 +144,22 @@ TEST_F(Commands, ARowOfACancelledSweepIsTriedAgainAndTheSweepWorks) {
   EXPECT_NE(world.state.sweeps().at("s").ended(), 0);
 }
 
+TEST_F(Commands, ACancelledSweepWantsNothingThatAnotherBeginsAgain) {
+  world.hear("", sweep_of({"a"}, "one"));
+  world.hear("", sweep_of({"a"}, "two"));
+  world.join("w");
+  const auto run = world.run();
+  world.say("w", World::result(run, run.members(0), protocol::OUTCOME_FAILED, "no such hook"));
+  world.tick();
+  world.command("cancel", "one");
+  world.command("retry", "two");
+  EXPECT_NE(world.state.sweeps().at("one").ended(), 0);
+  EXPECT_EQ(world.state.sweeps().at("two").ended(), 0);
+  world.command("pause", "two");
+  EXPECT_EQ(state_of(world.state, world.task("train:a")), "paused");
+  EXPECT_EQ(world.state.desk("one").open, 0u);
+}
+
 TEST_F(Commands, SubmittingACancelledSweepBeginsItAgain) {
   world.hear("", sweep_of({"a"}));
   world.command("cancel");
