@@ -419,6 +419,21 @@ CacheStats ActivationCache::stats() const {
   return stats;
 }
 
+std::vector<std::pair<std::string, std::uint64_t>> ActivationCache::largest_streams(
+    std::size_t most) const {
+  std::vector<std::pair<std::string, std::uint64_t>> held;
+  {
+    const std::lock_guard lock(state_->mutex);
+    for (const auto& [name, stream] : state_->streams)
+      if (stream->bytes > 0) held.emplace_back(stream->name, stream->bytes);
+  }
+  std::ranges::sort(held, [](const auto& a, const auto& b) {
+    return std::pair(b.second, a.first) < std::pair(a.second, b.first);
+  });
+  held.resize(std::min(held.size(), most));
+  return held;
+}
+
 ActivationCache::Pin::Pin(Pin&& other) noexcept
     : state_(std::exchange(other.state_, nullptr)), stream_(other.stream_) {}
 

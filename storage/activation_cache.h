@@ -20,6 +20,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "core/result.h"
 #include "storage/chunk_codec.h"
@@ -79,6 +81,8 @@ class ActivationCache {
   // Makes what was put durable. Closing does it too.
   Result<void> flush();
   CacheStats stats() const;
+  // Streams that have chunks, with the bytes held of each; the largest `most` of them first.
+  std::vector<std::pair<std::string, std::uint64_t>> largest_streams(std::size_t most) const;
 
  private:
   struct Stream;

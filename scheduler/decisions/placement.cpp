@@ -1,5 +1,10 @@
-// Which tasks are leased to whom: cohorts that share a stream, cut over the slots that are free.
+// Which tasks are leased to whom: cohorts that share a stream, cut over the slots that are free,
+// sweeps in their turn.
+#include "scheduler/decisions/placement.h"
+
 #include <algorithm>
+#include <list>
+#include <optional>
 
 #include "core/check.h"
 #include "core/json.h"
@@ -10,119 +15,338 @@ namespace {
 
 using journal::Task;
 
+// What a run that just began counts in advance, so that sweeps take turns at once.
+constexpr double kSecondsInAdvance = 60;
+
+Availability availability_of(const SweepState& state, const std::string& session,
+                             const Worker& worker, TimePoint now) {
+  if (worker.awaited) return Availability::kAwaited;
+  if (worker.lost) return Availability::kLost;
+  if (now - worker.heard >= kSuspectAfter) return Availability::kSuspect;
+  if (state.is_draining(session)) return Availability::kDraining;
+  if (worker.resyncing) return Availability::kResyncing;
+  return Availability::kFree;
+}
+
+}  // namespace
+
+std::vector<Room> survey(const SweepState& state, TimePoint now) {
+  std::vector<Room> rooms;
+  for (const auto& [session, worker] : state.workers()) {
+    Room room{.session = session, .worker = &worker};
+    room.availability = availability_of(state, session, worker, now);
+    room.memory_bytes = room.free_bytes = worker.memory_bytes;
+    room.share_bytes = worker.memory_bytes / std::max(1u, worker.slots);
+    // A worker says how many slots are free; runs that are on their way to it are taken off.
+    std::uint32_t on_their_way = 0;
+    for (const std::uint64_t id : worker.runs) {
+      const journal::Run& run = *state.find_run(id);
+      if (state.find_task(run.tasks(0))->has_assigned()) ++on_their_way;
+      room.free_bytes -= std::min(room.free_bytes, run.memory_bytes());
+    }
+    const auto left = [](std::uint64_t all, std::uint64_t taken) {
+      return static_cast<std::uint32_t>(all > taken ? all - taken : 0);
+    };
+    room.free_slots =
+        std::min(left(worker.slots, worker.runs.size()), left(worker.said_free, on_their_way));
+    if (room.availability == Availability::kFree && room.free_slots == 0)
+      room.availability = Availability::kBusy;
+    rooms.push_back(std::move(room));
+  }
+  return rooms;
+}
+
+std::uint64_t largest_memory(const std::vector<Room>& rooms) {
+  std::uint64_t largest = 0;
+  for (const Room& room : rooms)
+    if (room.availability != Availability::kLost && room.availability != Availability::kDraining)
+      largest = std::max(largest, room.memory_bytes);
+  return largest;
+}
+
+bool has_memory_for(const Room& room, std::uint64_t bytes, std::uint64_t largest) {
+  if (room.memory_bytes == 0 || bytes <= room.free_bytes) return true;
+  return bytes > largest && room.memory_bytes == largest && room.free_bytes == room.memory_bytes;
+}
+
+const Task* overtaken(const SweepState& state, TimePoint now) {
+  const Task* longest = nullptr;
+  TimePoint since = now - kReserveAfter;
+  for (const auto& [id, when] : state.passed_over())
+    if (when <= since) {
+      longest = state.find_task(id);
+      since = when;
+    }
+  return longest;
+}
+
+const Room* reserved_for(const std::vector<Room>& rooms, const Task& task) {
+  const std::uint64_t bytes = memory_of(task), largest = largest_memory(rooms);
+  const Room* best = nullptr;
+  for (const Room& room : rooms) {
+    const bool is_there =
+        room.availability == Availability::kFree || room.availability == Availability::kBusy;
+    const bool is_enough = room.memory_bytes >= std::min(bytes, largest);
+    if (is_there && is_enough && (best == nullptr || room.free_bytes > best->free_bytes))
+      best = &room;
+  }
+  return best;
+}
+
+std::vector<double> slots_taken(const SweepState& state) {
+  std::map<std::string, double> taken;
+  for (const auto& [session, worker] : state.workers())
+    for (const std::uint64_t id : worker.runs) {
+      const journal::Run& run = *state.find_run(id);
+      for (const std::string& task : run.tasks())
+        if (const journal::Sweep* payer = state.payer_of(task))
+          taken[payer->name()] += 1.0 / run.tasks_size();
+    }
+  std::vector<double> all;
+  for (const SweepState::Desk& desk : state.desks()) {
+    const auto found = taken.find(desk.sweep);
+    all.push_back(found == taken.end() ? 0 : found->second);
+  }
+  return all;
+}
+
+Turn turn_of(const SweepState& state, const SweepState::Desk& desk, double taken) {
+  const journal::Sweep& sweep = state.sweeps().at(desk.sweep);
+  return {-std::int64_t{sweep.priority()},
+          (desk.charge + taken * kSecondsInAdvance) / weight_of(sweep), sweep.submission()};
+}
+
+namespace {
+
 class Placer {
  public:
   Placer(const SweepState& state, TimePoint now, Decision& decision)
       : state_(state), now_(now), decision_(decision), next_run_(state.meta().last_run() + 1) {}
 
   void place() {
-    find_free_slots();
-    if (free_.empty()) return;
-    for (const auto& [id, run] : state_.runs())
-      if (run.worker().empty() && !free_.empty()) place_again(run);
-    // Training first: what is trained can be scored while the rest still trains.
-    for (const auto kind :
-         {protocol::TASK_KIND_TRAIN, protocol::TASK_KIND_TRAIN_LM, protocol::TASK_KIND_EVALUATE})
-      place_kind(kind);
+    rooms_ = survey(state_, now_);
+    largest_ = largest_memory(rooms_);
+    if (const Task* task = overtaken(state_, now_)) {
+      overtaken_ = task;
+      if (const Room* room = reserved_for(rooms_, *task)) reserved_ = room->session;
+    }
+    for (const Room& room : rooms_)
+      if (room.availability == Availability::kFree) free_ += room.free_slots;
+    if (free_ == 0) return;
+    for (const std::uint64_t id : state_.waiting_runs())
+      if (free_ > 0) place_again(*state_.find_run(id));
+    make_queues();
+    taken_ = slots_taken(state_);
+    while (free_ > 0)
+      if (!place_next()) return;
   }
 
  private:
-  struct FreeSlot {
-    std::string worker;
-    std::uint64_t memory_bytes;  // 0: unknown
+  using GroupKey = SweepState::GroupKey;
+
+  // Tasks of one group that one sweep pays for, in order.
+  struct Queue {
+    std::uint32_t desk = 0;
+    GroupKey key;
+    const SweepState::Ordered* ready = nullptr;
+    SweepState::Ordered::const_iterator next;
+    std::vector<std::pair<std::uint64_t, std::string>> late;  // their backoff is over
+    std::size_t next_late = 0;
+    std::size_t left = 0;
+    bool stuck = false;  // no room for its first task
+
+    bool is_late_first() const {
+      if (next_late == late.size()) return false;
+      return ready == nullptr || next == ready->end() || late[next_late] < *next;
+    }
+    const std::pair<std::uint64_t, std::string>& head() const {
+      return is_late_first() ? late[next_late] : *next;
+    }
+    void pop() {
+      if (is_late_first())
+        ++next_late;
+      else
+        ++next;
+      --left;
+    }
+  };
+  struct Group {
+    std::vector<Queue*> queues;
+    std::size_t parts = 0;  // runs that its tasks are still cut into
+    std::size_t left() const {
+      std::size_t sum = 0;
+      for (const Queue* queue : queues) sum += queue->left;
+      return sum;
+    }
   };
 
-  // A worker says how many slots are free; runs that are on their way to it are taken off.
-  void find_free_slots() {
-    for (const auto& [session, worker] : state_.workers()) {
-      if (worker.lost || now_ - worker.heard >= kSuspectAfter) continue;
-      std::uint32_t leased = 0, on_their_way = 0;
-      for (const auto& [id, run] : state_.runs()) {
-        if (run.worker() != session) continue;
-        ++leased;
-        if (state_.find_task(run.tasks(0))->has_assigned()) ++on_their_way;
+  Queue& queue_of(std::uint32_t desk, const GroupKey& key) {
+    Group& group = groups_[key];
+    for (Queue* queue : group.queues)
+      if (queue->desk == desk) return *queue;
+    Queue& queue = queues_.emplace_back();
+    queue.desk = desk;
+    queue.key = key;
+    group.queues.push_back(&queue);
+    return queue;
+  }
+
+  void make_queues() {
+    std::map<std::string, std::uint32_t> numbers;
+    for (std::uint32_t i = 0; i < state_.desks().size(); ++i) {
+      numbers[state_.desks()[i].sweep] = i;
+      for (const auto& [key, ready] : state_.desks()[i].ready) {
+        Queue& queue = queue_of(i, key);
+        queue.ready = &ready;
+        queue.next = ready.begin();
+        queue.left = ready.size();
       }
-      const auto left = [](std::uint32_t all, std::uint32_t taken) {
-        return all > taken ? all - taken : 0;
-      };
-      const std::uint32_t free =
-          std::min(left(worker.slots, leased), left(worker.said_free, on_their_way));
-      for (std::uint32_t i = 0; i < free; ++i)
-        free_.push_back({session, worker.memory_bytes / worker.slots});
     }
-    std::ranges::reverse(free_);  // taken from the back: the first worker first
+    const std::uint64_t now_ns = to_ns(now_);
+    for (const auto& [until_ns, id] : state_.backoffs()) {
+      if (until_ns > now_ns) break;
+      const Task& task = *state_.find_task(id);
+      Queue& queue = queue_of(numbers.at(state_.payer_of(id)->name()),
+                              {task.spec().kind(), task.spec().group()});
+      queue.late.emplace_back(task.order(), id);
+      ++queue.left;
+    }
+    for (Queue& queue : queues_) std::ranges::sort(queue.late);
   }
 
   void place_again(const journal::Run& run) {
     std::vector<const Task*> members;
     for (const std::string& id : run.tasks()) {
       const Task* task = state_.find_task(id);
-      if (state_.active_sweep_of(id) == nullptr) continue;
+      if (state_.payer_of(id) == nullptr) continue;
       if (!is_due(*task, now_)) return;
       members.push_back(task);
     }
-    if (!members.empty()) grant(members, run.id());
+    if (members.empty()) return;
+    if (Room* room = find_room(*members[0], memory_of(*members[0])))
+      grant(*room, members, run.id(), budget_at(*room, *members[0]));
   }
 
-  void place_kind(protocol::TaskKind kind) {
-    std::vector<std::vector<const Task*>> groups;
-    for (const auto& [key, tasks] : state_.ready()) {
-      if (key.kind != kind) continue;
-      std::vector<const Task*> due;
-      for (const auto& [order, id] : tasks)
-        if (const Task* task = state_.find_task(id); is_due(*task, now_)) due.push_back(task);
-      if (!due.empty()) groups.push_back(std::move(due));
+  // The sweep whose turn it is, and of its groups the one with the oldest task: what was begun is
+  // finished before the next begins. False: nothing more can be placed.
+  bool place_next() {
+    std::optional<std::pair<Turn, std::uint64_t>> best;
+    Queue* chosen = nullptr;
+    for (Queue& queue : queues_) {
+      if (queue.left == 0 || queue.stuck) continue;
+      const std::pair order{turn_of(state_, state_.desks()[queue.desk], taken_[queue.desk]),
+                            queue.head().first};
+      if (best && !(order < *best)) continue;
+      best = order;
+      chosen = &queue;
     }
-    std::ranges::sort(groups, {}, [](const auto& group) { return group[0]->order(); });
-    for (std::size_t i = 0; i < groups.size() && !free_.empty(); ++i)
-      place_group(kind, groups[i], groups.size() - i);
+    if (chosen == nullptr) return false;
+    const Task& first = *state_.find_task(chosen->head().second);
+    if (Room* room = find_room(first, memory_of(first)))
+      place_group(*room, *chosen);
+    else
+      pass_over(*chosen, first);
+    return true;
+  }
+
+  void pass_over(Queue& queue, const Task& first) {
+    queue.stuck = true;
+    if (state_.passed_over().contains(first.spec().id())) return;
+    auto& passed = *decision_.events.emplace_back().mutable_passed_over();
+    passed.set_task(first.spec().id());
+    passed.set_now_ns(to_ns(now_));
+  }
+
+  // Best: one that has the stream already, then the one that is left with the least.
+  Room* find_room(const Task& task, std::uint64_t bytes) {
+    Room* best = nullptr;
+    const auto worth = [&](const Room& room) {
+      const auto held = room.worker->streams.find(task.spec().stream());
+      const bool is_asked = !task.spec().stream().empty();
+      return std::pair(is_asked && held != room.worker->streams.end() ? held->second : 0,
+                       -static_cast<std::int64_t>(room.free_bytes));
+    };
+    for (Room& room : rooms_) {
+      if (room.availability != Availability::kFree || room.free_slots == 0) continue;
+      if (room.session == reserved_ && overtaken_ != &task) continue;
+      if (!has_memory_for(room, bytes, largest_)) continue;
+      if (best == nullptr || worth(room) > worth(*best)) best = &room;
+    }
+    return best;
+  }
+
+  // What a run that begins with this task is promised: the share of a slot, more if the task needs
+  // it, never what others were promised. 0: nobody knows what the worker has.
+  static std::uint64_t budget_at(const Room& room, const Task& first) {
+    if (room.memory_bytes == 0) return 0;
+    const std::uint64_t needed = memory_of(first);
+    return std::max(needed, std::min(room.share_bytes, room.free_bytes));
   }
 
   // Several groups share the free slots between them.
-  void place_group(protocol::TaskKind kind, const std::vector<const Task*>& tasks,
-                   std::size_t groups) {
+  void place_group(Room& room, Queue& first) {
+    Group& group = groups_.at(first.key);
+    if (group.parts == 0) {
+      std::size_t groups = 0;
+      for (const auto& [key, other] : groups_) groups += other.left() > 0 && other.parts == 0;
+      group.parts = std::max<std::size_t>(1, free_ / std::max<std::size_t>(1, groups));
+    }
+    const protocol::TaskKind kind = first.key.kind;
     const std::size_t most = kind == protocol::TASK_KIND_TRAIN      ? kMostTrainTasks
                              : kind == protocol::TASK_KIND_EVALUATE ? kMostEvaluateTasks
                                                                     : 1;
-    std::size_t slots = std::max<std::size_t>(1, free_.size() / groups);
-    std::size_t begin = 0;
-    while (begin < tasks.size() && slots > 0 && !free_.empty()) {
-      const std::size_t left = tasks.size() - begin;
-      std::size_t limit = std::min(most, (left + slots - 1) / slots);
-      std::uint64_t memory = free_.back().memory_bytes;
-      if (memory == 0) memory = state_.active_sweep_of(tasks[begin]->spec().id())->memory_bytes();
-      std::vector<const Task*> members;
-      std::uint64_t used = 0;
-      while (begin < tasks.size() && members.size() < limit) {
-        const Task& task = *tasks[begin];
+    std::size_t limit = std::min(most, (group.left() + group.parts - 1) / group.parts);
+    --group.parts;
+    const Task& oldest = *state_.find_task(first.head().second);
+    const std::uint64_t promised = budget_at(room, oldest);
+    const std::uint64_t budget =
+        promised == 0 ? state_.payer_of(oldest.spec().id())->memory_bytes() : promised;
+    std::vector<const Task*> members;
+    std::uint64_t used = 0;
+    // Those of its own sweep, then those of others that read the same.
+    std::vector<Queue*> sources{&first};
+    for (Queue* queue : group.queues)
+      if (queue != &first) sources.push_back(queue);
+    for (Queue* queue : sources)
+      while (queue->left > 0 && members.size() < limit) {
+        const Task& task = *state_.find_task(queue->head().second);
         const std::size_t own = task.most_in_run() == 0 ? limit : task.most_in_run();
-        const bool fits =
-            memory == 0 || used + task.spec().memory_bytes() <= memory || members.empty();
+        const bool fits = budget == 0 || used + memory_of(task) <= budget || members.empty();
         if (members.size() >= own || !fits) break;
         limit = std::min(limit, own);
-        used += task.spec().memory_bytes();
+        used += memory_of(task);
         members.push_back(&task);
-        ++begin;
+        queue->pop();
       }
-      grant(members, 0);
-      --slots;
+    for (const Task* task : members) {
+      const std::string& payer = state_.payer_of(task->spec().id())->name();
+      for (std::uint32_t i = 0; i < taken_.size(); ++i)
+        if (state_.desks()[i].sweep == payer)
+          taken_[i] += 1.0 / static_cast<double>(members.size());
     }
+    grant(room, members, 0, promised);
   }
 
-  void grant(const std::vector<const Task*>& members, std::uint64_t instead_of) {
-    const FreeSlot slot = free_.back();
-    free_.pop_back();
+  void grant(Room& room, const std::vector<const Task*>& members, std::uint64_t instead_of,
+             std::uint64_t memory_bytes) {
+    --room.free_slots;
+    --free_;
+    room.free_bytes -= std::min(room.free_bytes, memory_bytes);
     const journal::Sweep& sweep = *state_.active_sweep_of(members[0]->spec().id());
     auto& granted = *decision_.events.emplace_back().mutable_run_granted();
     granted.set_run(next_run_);
-    granted.set_worker(slot.worker);
+    granted.set_worker(room.session);
+    granted.set_worker_name(room.worker->name);
+    granted.set_worker_host(room.worker->host);
+    granted.set_memory_bytes(memory_bytes);
+    granted.set_now_ns(to_ns(now_));
     granted.set_instead_of(instead_of);
     protocol::Assign assign;
     protocol::Run& run = *assign.add_runs();
     run.set_run_id(next_run_++);
     run.set_checkpoint_every_s(sweep.checkpoint_every_s());
     run.set_lease_ms(static_cast<std::uint64_t>(std::chrono::milliseconds(kLease).count()));
-    run.set_memory_bytes(slot.memory_bytes);
+    run.set_memory_bytes(memory_bytes);
     run.set_cache_bytes(sweep.cache_bytes());
     for (const Task* task : members) {
       auto& one = *granted.add_grants();
@@ -130,7 +354,7 @@ class Placer {
       one.set_fence(task->fence() + 1);
       *run.add_members() = to_member(*task);
     }
-    decision_.replies.push_back({slot.worker, std::move(assign)});
+    decision_.replies.push_back({room.session, std::move(assign)});
   }
 
   protocol::Member to_member(const Task& task) const {
@@ -165,7 +389,14 @@ class Placer {
   const TimePoint now_;
   Decision& decision_;
   std::uint64_t next_run_;
-  std::vector<FreeSlot> free_;
+  std::vector<Room> rooms_;
+  std::uint64_t largest_ = 0;
+  std::size_t free_ = 0;             // slots
+  const Task* overtaken_ = nullptr;  // for whom `reserved_` is kept free
+  std::string reserved_;
+  std::list<Queue> queues_;  // addresses stay
+  std::map<GroupKey, Group> groups_;
+  std::vector<double> taken_;  // slots, by desk
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "scheduler/decisions/sweep_state.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/check.h"
 
@@ -14,6 +15,8 @@ bool is_finished(const Task& task) {
     case Task::kDiverged:
     case Task::kFailed:
     case Task::kSkipped:
+    case Task::kCancelled:
+    case Task::kStopped:
       return true;
     default:
       return false;
@@ -22,9 +25,21 @@ bool is_finished(const Task& task) {
 
 bool is_leased(const Task& task) { return task.has_assigned() || task.has_running(); }
 
+bool is_waiting(const Task& task) { return task.has_ready() || task.has_backoff(); }
+
 bool is_due(const Task& task, TimePoint now) {
   return task.has_ready() || (task.has_backoff() && task.backoff().until_ns() <= to_ns(now));
 }
+
+std::uint64_t memory_of(const Task& task) {
+  return std::max(task.raised_memory_bytes(), task.spec().memory_bytes());
+}
+
+bool is_working(const journal::Sweep& sweep) {
+  return sweep.active() && !sweep.paused() && !sweep.cancelled();
+}
+
+double weight_of(const journal::Sweep& sweep) { return sweep.weight() > 0 ? sweep.weight() : 1; }
 
 bool is_passing(const journal::Event& event) {
   return event.what_case() >= journal::Event::kWorkerJoined;
@@ -65,38 +80,159 @@ const journal::Run* SweepState::find_run(std::uint64_t id) const {
   return found == runs_.end() ? nullptr : &found->second;
 }
 
-const std::set<std::string>& SweepState::wanted_by(const std::string& task) const {
-  static const std::set<std::string> kNobody;
-  const auto found = wanted_by_.find(task);
-  return found == wanted_by_.end() ? kNobody : found->second;
+bool SweepState::is_draining(const std::string& session) const {
+  return std::ranges::count(meta_.draining(), session) > 0;
+}
+
+const std::vector<SweepState::Want>& SweepState::wants(const std::string& task) const {
+  static const std::vector<Want> kNobody;
+  const auto found = filed_.find(task);
+  return found == filed_.end() ? kNobody : found->second.wants;
+}
+
+const journal::Sweep& SweepState::sweep_of(const Want& want) const {
+  return sweeps_.at(desks_.at(want.sweep).sweep);
+}
+
+bool SweepState::is_wanted(const Want& want) const {
+  const journal::Sweep& sweep = sweep_of(want);
+  if (sweep.cancelled()) return false;  // rows that were finished by then, and begin again, too
+  return want.subject < 0 || !sweep.subjects(want.subject).cancelled();
+}
+
+bool SweepState::is_working(const Want& want) const {
+  const journal::Sweep& sweep = sweep_of(want);
+  return is_wanted(want) && scheduler::is_working(sweep) &&
+         (want.subject < 0 || !sweep.subjects(want.subject).paused());
+}
+
+bool SweepState::is_wanted(const std::string& task, const std::string& except) const {
+  return std::ranges::any_of(wants(task), [&](const Want& want) {
+    return desks_[want.sweep].sweep != except && is_wanted(want);
+  });
 }
 
 const journal::Sweep* SweepState::active_sweep_of(const std::string& task) const {
   const journal::Sweep* newest = nullptr;
-  for (const std::string& name : wanted_by(task)) {
-    const journal::Sweep& sweep = sweeps_.at(name);
-    if (sweep.active() && (newest == nullptr || sweep.submission() > newest->submission()))
+  for (const Want& want : wants(task)) {
+    const journal::Sweep& sweep = sweep_of(want);
+    if (sweep.active() && is_wanted(want) &&
+        (newest == nullptr || sweep.submission() > newest->submission()))
       newest = &sweep;
   }
   return newest;
 }
 
-// ---- indexes ------------------------------------------------------------------------------------
-
-void SweepState::unindex(const Task& task) {
-  const auto group = ready_.find({task.spec().kind(), task.spec().group()});
-  if (group == ready_.end()) return;
-  group->second.erase({task.order(), task.spec().id()});
-  if (group->second.empty()) ready_.erase(group);
+const journal::Sweep* SweepState::payer_of(const std::string& task) const {
+  const journal::Sweep* payer = nullptr;
+  const auto rank = [](const journal::Sweep& sweep) {
+    return std::pair(sweep.priority(), sweep.submission());
+  };
+  for (const Want& want : wants(task)) {
+    if (!is_working(want)) continue;
+    const journal::Sweep& sweep = sweep_of(want);
+    if (payer == nullptr || rank(sweep) > rank(*payer)) payer = &sweep;
+  }
+  return payer;
 }
 
-void SweepState::index(const Task& task) {
-  const bool can_be_leased = (task.has_ready() || task.has_backoff()) && task.run() == 0 &&
-                             active_sweep_of(task.spec().id()) != nullptr;
-  if (can_be_leased)
-    ready_[{task.spec().kind(), task.spec().group()}].emplace(task.order(), task.spec().id());
+const SweepState::Desk& SweepState::desk(const std::string& sweep) const {
+  return desks_.at(desk_numbers_.at(sweep));
+}
+
+// ---- indexes ------------------------------------------------------------------------------------
+
+std::uint32_t SweepState::number_of(const std::string& sweep) {
+  const auto [found, is_new] =
+      desk_numbers_.try_emplace(sweep, static_cast<std::uint32_t>(desks_.size()));
+  if (is_new) desks_.push_back({.sweep = sweep, .ready = {}});
+  return found->second;
+}
+
+void SweepState::unfile(const Task& task, Filed& filed) {
+  for (const std::uint32_t desk : filed.open_at) --desks_[desk].open;
+  filed.open_at.clear();
+  if (filed.ready_at) {
+    auto& ready = desks_[*filed.ready_at].ready;
+    const auto group = ready.find({task.spec().kind(), task.spec().group()});
+    group->second.erase({task.order(), task.spec().id()});
+    if (group->second.empty()) ready.erase(group);
+    filed.ready_at.reset();
+  }
+  if (filed.backoff_until) {
+    backoffs_.erase({*filed.backoff_until, task.spec().id()});
+    filed.backoff_until.reset();
+  }
+}
+
+void SweepState::file(const Task& task) {
+  const std::string& id = task.spec().id();
+  Filed& filed = filed_[id];
+  unfile(task, filed);
+  const bool open = !is_finished(task);
+  for (const Want& want : filed.wants) {
+    if (open && is_wanted(want)) {
+      ++desks_[want.sweep].open;
+      filed.open_at.push_back(want.sweep);
+    }
+  }
+  for (const Want& want : filed.wants) file(sweep_of(want));
+  const journal::Sweep* payer = is_waiting(task) && task.run() == 0 ? payer_of(id) : nullptr;
+  if (payer == nullptr) {
+    passed_over_.erase(id);
+  } else if (task.has_backoff()) {
+    filed.backoff_until = task.backoff().until_ns();
+    backoffs_.insert({*filed.backoff_until, id});
+  } else {
+    filed.ready_at = number_of(payer->name());
+    desks_[*filed.ready_at].ready[{task.spec().kind(), task.spec().group()}].emplace(task.order(),
+                                                                                     id);
+  }
+}
+
+void SweepState::file(const journal::Sweep& sweep) {
+  const bool over = desks_[number_of(sweep.name())].open == 0;
+  if (over && sweep.ended() == 0 && (sweep.active() || sweep.cancelled()))
+    overdue_.insert(sweep.name());
   else
-    unindex(task);
+    overdue_.erase(sweep.name());
+}
+
+void SweepState::file(const journal::Run& run) {
+  if (run.worker().empty()) {
+    waiting_runs_.insert(run.id());
+    return;
+  }
+  waiting_runs_.erase(run.id());
+  if (const auto worker = workers_.find(run.worker()); worker != workers_.end())
+    worker->second.runs.insert(run.id());
+}
+
+void SweepState::unfile_run(std::uint64_t run, const std::string& worker) {
+  waiting_runs_.erase(run);
+  if (const auto found = workers_.find(worker); found != workers_.end())
+    found->second.runs.erase(run);
+}
+
+void SweepState::want(const journal::Sweep& sweep) {
+  const std::uint32_t number = number_of(sweep.name());
+  const auto add = [&](const std::string& task, std::int32_t subject) {
+    if (task.empty()) return;
+    auto& wants = filed_[task].wants;
+    const Want want{number, subject};
+    wants.insert(std::ranges::lower_bound(wants, want), want);
+  };
+  add(sweep.lm_task(), -1);
+  for (int i = 0; i < sweep.subjects_size(); ++i) {
+    add(sweep.subjects(i).train_task(), i);
+    for (const auto& task : sweep.subjects(i).evaluate_tasks()) add(task, i);
+  }
+}
+
+void SweepState::unwant(const journal::Sweep& sweep) {
+  const std::uint32_t number = number_of(sweep.name());
+  for (const std::string& task : tasks_of(sweep))
+    std::erase_if(filed_[task].wants, [&](const Want& want) { return want.sweep == number; });
 }
 
 void SweepState::load(journal::Sweep sweep) {
@@ -115,15 +251,21 @@ void SweepState::load(journal::Run run) {
 }
 
 void SweepState::settle_indexes() {
-  wanted_by_.clear();
-  dependents_.clear();
-  ready_.clear();
-  for (const auto& [name, sweep] : sweeps_)
-    for (const std::string& task : tasks_of(sweep)) wanted_by_[task].insert(name);
-  for (const auto& [id, task] : tasks_) {
-    if (!task.spec().needs().empty()) dependents_[task.spec().needs()].insert(id);
-    index(task);
+  filed_.clear();
+  overdue_.clear();
+  backoffs_.clear();
+  waiting_runs_.clear();
+  for (Desk& desk : desks_) {
+    desk.ready.clear();
+    desk.open = 0;
   }
+  for (auto& [session, worker] : workers_) worker.runs.clear();
+  for (const auto& [name, sweep] : sweeps_) want(sweep);
+  for (const auto& [id, task] : tasks_)
+    if (!task.spec().needs().empty()) filed_[task.spec().needs()].dependents.insert(id);
+  for (const auto& [id, task] : tasks_) file(task);
+  for (const auto& [name, sweep] : sweeps_) file(sweep);
+  for (const auto& [id, run] : runs_) file(run);
 }
 
 SweepState replay(std::span<const journal::Event> log) {
@@ -145,7 +287,7 @@ std::string broken_rule_of_task(const SweepState& state, const std::string& id, 
   if (!task.spec().needs().empty() && needed == nullptr)
     return fmt::format("{} needs {}, which is not there", id, task.spec().needs());
   const bool inputs_are_there = needed == nullptr || needed->has_succeeded();
-  if ((task.has_ready() || task.has_backoff()) && !inputs_are_there)
+  if (is_waiting(task) && !inputs_are_there)
     return fmt::format("{} is ready without its input", id);
   if (task.has_blocked() && (needed == nullptr || is_finished(*needed)))
     return fmt::format("{} waits for nothing", id);
@@ -171,7 +313,6 @@ std::string broken_rule_of_task(const SweepState& state, const std::string& id, 
 std::string SweepState::broken_invariant() const {
   for (const auto& [id, task] : tasks_)
     if (auto broken = broken_rule_of_task(*this, id, task); !broken.empty()) return broken;
-  std::map<std::string, std::uint32_t> runs_of;
   for (const auto& [id, run] : runs_) {
     if (run.id() != id || id == 0 || id > meta_.last_run())
       return fmt::format("run {} is filed under {}", run.id(), id);
@@ -179,24 +320,36 @@ std::string SweepState::broken_invariant() const {
     for (const std::string& name : run.tasks())
       if (const Task* task = find_task(name); task == nullptr || task->run() != id)
         return fmt::format("run {} names {}, which is not its own", id, name);
-    if (run.worker().empty()) continue;
-    const auto worker = workers_.find(run.worker());
-    if (worker == workers_.end()) return fmt::format("run {} is leased to nobody", id);
-    if (++runs_of[run.worker()] > worker->second.slots)
-      return fmt::format("more runs than slots at worker {}", worker->second.name);
+    if (!run.worker().empty() && !workers_.contains(run.worker()))
+      return fmt::format("run {} is leased to nobody", id);
   }
+  for (const auto& [session, worker] : workers_)
+    if (worker.runs.size() > worker.slots)
+      return fmt::format("more runs than slots at worker {}", worker.name);
   for (const auto& [name, sweep] : sweeps_)
     for (const std::string& id : tasks_of(sweep)) {
       const Task* task = find_task(id);
       if (task == nullptr) return fmt::format("sweep {} names {}, which is not there", name, id);
-      if (sweep.ended() != 0 && !is_finished(*task))
-        return fmt::format("sweep {} ended before {}", name, id);
+      if (sweep.ended() != 0 && desk(name).open != 0)
+        return fmt::format("sweep {} ended before {} of its tasks", name, desk(name).open);
     }
+  return broken_index();
+}
+
+std::string SweepState::broken_index() const {
   SweepState anew = *this;
   anew.settle_indexes();
-  if (anew.ready_ != ready_) return "the index of ready tasks is not what the tasks say";
-  if (anew.wanted_by_ != wanted_by_) return "the index of wanted tasks is not what the sweeps say";
-  if (anew.dependents_ != dependents_) return "the index of inputs is not what the tasks say";
+  if (anew.desks_ != desks_) return "the desks of sweeps are not what the tasks say";
+  for (const auto& [id, filed] : filed_)
+    if (const auto found = anew.filed_.find(id);
+        found == anew.filed_.end() ? filed != Filed{} : found->second != filed)
+      return fmt::format("{} is not filed as it should be", id);
+  if (anew.overdue_ != overdue_) return "the sweeps that are over are not what the desks say";
+  if (anew.backoffs_ != backoffs_) return "the index of backoffs is not what the tasks say";
+  if (anew.waiting_runs_ != waiting_runs_) return "the index of runs is not what the runs say";
+  for (const auto& [session, worker] : workers_)
+    if (anew.workers_.at(session).runs != worker.runs)
+      return fmt::format("the runs of worker {} are not what the runs say", worker.name);
   return {};
 }
 

@@ -2,11 +2,14 @@
 // disk; one thread.
 //
 // `apply` is the only code that changes an object. Everything but the workers, who come and go with
-// the process, is kept in the journal as the same protobuf objects that are held here.
+// the process, and what sweeps have been charged, is kept in the journal as the same protobuf
+// objects that are held here. Indexes follow the objects, so that no question about "who is next"
+// looks at all tasks.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -21,11 +24,17 @@ namespace saesweep::scheduler {
 // One agent process.
 struct Worker {
   std::string name;  // for people
+  std::string host;
   std::uint32_t slots = 0;
-  std::uint64_t memory_bytes = 0;  // 0: unknown
+  std::uint64_t memory_bytes = 0;  // of all slots together; 0: unknown
   std::uint32_t said_free = 0;     // slots, when it last said so
   TimePoint heard;
-  bool lost = false;  // silent for too long; its runs were taken away
+  bool lost = false;       // silent for too long; its runs were taken away
+  bool awaited = false;    // since a restart of ours it has not said HELLO; its runs are held
+  bool resyncing = false;  // it was asked for all that it runs and gets nothing before it has said
+  std::uint32_t mismatches = 0;  // heartbeats in a row that tell of other runs than ours
+  std::map<std::string, std::uint64_t> streams;  // in its cache, bytes
+  std::set<std::uint64_t> runs;                  // leased to it
 };
 
 // What an event changed. A run or sweep named here may be gone.
@@ -38,11 +47,17 @@ struct Changes {
 
 bool is_finished(const journal::Task& task);  // one of the terminal phases
 bool is_leased(const journal::Task& task);    // assigned or running
+bool is_waiting(const journal::Task& task);   // ready or in backoff
 // Ready, or its backoff is over.
 bool is_due(const journal::Task& task, TimePoint now);
+// What it is expected to take.
+std::uint64_t memory_of(const journal::Task& task);
 // True if the journal does not keep it.
 bool is_passing(const journal::Event& event);
 std::vector<std::string> tasks_of(const journal::Sweep& sweep);  // each once, in order
+// Its tasks are begun.
+bool is_working(const journal::Sweep& sweep);
+double weight_of(const journal::Sweep& sweep);  // positive
 
 std::uint64_t to_ns(TimePoint time);
 TimePoint from_ns(std::uint64_t ns);
@@ -65,28 +80,80 @@ class SweepState {
   const std::map<std::string, Worker>& workers() const { return workers_; }
   const journal::Task* find_task(const std::string& id) const;
   const journal::Run* find_run(std::uint64_t id) const;
+  bool is_draining(const std::string& session) const;
 
-  // Sweeps that name the task.
-  const std::set<std::string>& wanted_by(const std::string& task) const;
+  // A row of a sweep that names a task.
+  struct Want {
+    std::uint32_t sweep = 0;   // its number among desks()
+    std::int32_t subject = 0;  // -1: the sweep's model
+    auto operator<=>(const Want&) const = default;
+  };
+  const std::vector<Want>& wants(const std::string& task) const;
+  const journal::Sweep& sweep_of(const Want& want) const;
+  // False if the row is cancelled in its sweep.
+  bool is_wanted(const Want& want) const;
+  // The row is to be worked on now: not paused, not cancelled, its sweep active.
+  bool is_working(const Want& want) const;
+  // Somebody wants it, now or later, besides `except`.
+  bool is_wanted(const std::string& task, const std::string& except = {}) const;
   // The newest active sweep that names it; null: nobody waits for it.
   const journal::Sweep* active_sweep_of(const std::string& task) const;
+  // Who is charged for it: of the sweeps that want it worked on now the one of the highest
+  // priority, of those the newest. Null: nobody.
+  const journal::Sweep* payer_of(const std::string& task) const;
 
-  // Tasks that could be leased, of no run, by what may share one; in order of submission.
+  // ---- who is next
+
+  // Tasks that may share a run.
   struct GroupKey {
     protocol::TaskKind kind;
     std::string group;
     auto operator<=>(const GroupKey&) const = default;
   };
   using Ordered = std::set<std::pair<std::uint64_t, std::string>>;  // order, task
-  const std::map<GroupKey, Ordered>& ready() const { return ready_; }
+  // What is kept about a sweep.
+  struct Desk {
+    std::string sweep;
+    std::map<GroupKey, Ordered> ready;  // it pays for them; of no run, without backoff
+    std::uint64_t open = 0;             // rows' tasks that it wants and that are not finished
+    double charge = 0;                  // slot-seconds that its runs took, the old ones fading
+    bool operator==(const Desk&) const = default;
+  };
+  const std::vector<Desk>& desks() const { return desks_; }
+  const Desk& desk(const std::string& sweep) const;
+  // Sweeps of which nothing is open and that are not marked as ended.
+  const std::set<std::string>& overdue() const { return overdue_; }
+  // Waiting for their moment, of no run: (until_ns, task), by who pays.
+  const std::set<std::pair<std::uint64_t, std::string>>& backoffs() const { return backoffs_; }
+  const std::set<std::uint64_t>& waiting_runs() const { return waiting_runs_; }  // leased to nobody
+  // Tasks whose turn it was and that found no room, since when.
+  const std::map<std::string, TimePoint>& passed_over() const { return passed_over_; }
+  std::optional<TimePoint> charged_until() const { return charged_until_; }
 
   // The first rule that does not hold, in words; empty if all do.
   std::string broken_invariant() const;
 
  private:
   friend class Applier;
-  void index(const journal::Task& task);
-  void unindex(const journal::Task& task);
+  struct Filed {  // of a task
+    std::vector<Want> wants;
+    std::set<std::string> dependents;
+    std::vector<std::uint32_t> open_at;     // desks that count it as open, one for each row
+    std::optional<std::uint32_t> ready_at;  // desk
+    std::optional<std::uint64_t> backoff_until;
+    bool operator==(const Filed&) const = default;
+  };
+  // After any change of the object.
+  void file(const journal::Task& task);
+  void file(const journal::Sweep& sweep);
+  void file(const journal::Run& run);
+  void unfile(const journal::Task& task, Filed& filed);
+  void unfile_run(std::uint64_t run, const std::string& worker);
+  // The rows of a sweep want their tasks; before they change, they no longer do.
+  void want(const journal::Sweep& sweep);
+  void unwant(const journal::Sweep& sweep);
+  std::uint32_t number_of(const std::string& sweep);
+  std::string broken_index() const;
 
   journal::Meta meta_;
   std::map<std::string, journal::Sweep> sweeps_;
@@ -94,9 +161,15 @@ class SweepState {
   std::map<std::uint64_t, journal::Run> runs_;
   std::map<std::string, Worker> workers_;
   // Derived from the above.
-  std::map<std::string, std::set<std::string>> wanted_by_;
-  std::map<std::string, std::set<std::string>> dependents_;
-  std::map<GroupKey, Ordered> ready_;
+  std::map<std::string, Filed> filed_;
+  std::vector<Desk> desks_;
+  std::map<std::string, std::uint32_t> desk_numbers_;
+  std::set<std::string> overdue_;
+  std::set<std::pair<std::uint64_t, std::string>> backoffs_;
+  std::set<std::uint64_t> waiting_runs_;
+  // Of this incarnation.
+  std::map<std::string, TimePoint> passed_over_;
+  std::optional<TimePoint> charged_until_;
 };
 
 // The state after these events, from nothing.

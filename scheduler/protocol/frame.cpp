@@ -57,6 +57,8 @@ std::string_view to_string(MessageType type) {
       return "BYE";
     case MessageType::kAcknowledge:
       return "ACKNOWLEDGE";
+    case MessageType::kResync:
+      return "RESYNC";
   }
   return "unknown";
 }

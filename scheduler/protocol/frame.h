@@ -6,7 +6,7 @@
 //   5    u8    minor version
 //   6    u8    message type
 //   7    u8    flags: 1 reliable, 2 retransmission
-//   8    u64   session: low half of the sender's session id
+//   8    u64   session: low half of the sender's session id, see conversation.h
 //   16   u64   seq: 1, 2, 3, ... for reliable messages, 0 otherwise
 //   24   u64   ack: highest contiguous reliable seq received from the peer
 //   32   u32   credit: how many more reliable messages the sender takes beyond `ack`
@@ -45,6 +45,7 @@ enum class MessageType : std::uint8_t {
   kControl = 14,
   kControlDone = 15,
   kBye = 18,
+  kResync = 19,
   kAcknowledge = 24,  // between two links: only its header says something
 };
 bool is_known(MessageType type);

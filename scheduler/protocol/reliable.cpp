@@ -82,6 +82,20 @@ bool ReliablePeer::owes_acknowledgement() const {
          (unsaid >= std::max<std::uint64_t>(1, credit_ / 4) || (received_ >= edge_ && credit_ > 0));
 }
 
+void ReliablePeer::begin_anew(std::uint64_t session) {
+  session_ = session;
+  received_ = confirmed_ = said_ = 0;
+  edge_ = credit_;
+  next_seq_ = 1;
+  peer_acked_ = 0;
+  peer_edge_ = first_peer_edge_;
+  wait_ = Duration::zero();
+  for (Unacked& waiting : unacked_) {
+    waiting.is_repeated = true;  // no sample of a round trip
+    waiting.frame.header = header(waiting.frame.header.type, kReliable, next_seq_++);
+  }
+}
+
 std::vector<OutgoingFrame> ReliablePeer::repeat(TimePoint now) {
   std::vector<OutgoingFrame> frames;
   frames.reserve(unacked_.size());

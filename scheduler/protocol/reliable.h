@@ -41,7 +41,11 @@ class ReliablePeer {
 
   explicit ReliablePeer(std::uint64_t session) : ReliablePeer(session, Credit{}) {}
   ReliablePeer(std::uint64_t session, Credit credit)
-      : session_(session), credit_(credit.ours), edge_(credit.ours), peer_edge_(credit.peers) {}
+      : session_(session),
+        credit_(credit.ours),
+        edge_(credit.ours),
+        first_peer_edge_(credit.peers),
+        peer_edge_(credit.peers) {}
 
   // Errors: kResourceExhausted without credit, or while too much is unacknowledged;
   // kInvalidArgument for a body of more than kMaxBodyBytes, which never travels.
@@ -64,6 +68,11 @@ class ReliablePeer {
   std::vector<OutgoingFrame> resend_after(std::uint64_t seq, TimePoint now);
   // The same with what it acknowledged.
   std::vector<OutgoingFrame> resend(TimePoint now) { return resend_after(peer_acked_, now); }
+
+  // The peer is another process now, which counts from 1: what it has not acknowledged is numbered
+  // anew, and is sent when it is due. Our headers carry `session` from here on.
+  void begin_anew(std::uint64_t session);
+  void set_session(std::uint64_t session) { session_ = session; }
 
   std::uint64_t last_received() const { return received_; }
   std::uint64_t last_confirmed() const { return confirmed_; }
@@ -92,6 +101,7 @@ class ReliablePeer {
   // Towards the peer.
   std::uint64_t next_seq_ = 1;
   std::uint64_t peer_acked_ = 0;
+  std::uint64_t first_peer_edge_;
   std::uint64_t peer_edge_;  // the highest seq it takes now
   std::deque<Unacked> unacked_;
   std::size_t unacked_bytes_ = 0;

@@ -9,6 +9,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "scheduler/protocol/conversation.h"
 #include "scheduler/protocol/link.h"
 #include "scheduler/protocol/link_socket.h"
 #include "scheduler/protocol/monitor.h"
@@ -91,11 +92,17 @@ struct SchedulerLink::State {
                                 to_string(header->type)));
     if (found == peers.end()) {
       strangers.erase(route);
-      found = peers.emplace(session, new_peer(session, route, std::move(identity))).first;
+      found = peers.emplace(session, new_peer(route, std::move(identity))).first;
     }
     Peer& peer = found->second;
     if (route != peer.route && !peer.former.contains(route)) move(peer, route);
-    if (!peer.reliable.accept(*header, now()) || header->type == MessageType::kAcknowledge) return;
+    if (standing_of(header->session, session_number(session), own) == Standing::kOld) {
+      // It has not heard us yet: its numbers are another's, but HELLO may be what it says.
+      if ((header->flags & kReliable) != 0) return;
+    } else if (!peer.reliable.accept(*header, now())) {
+      return;
+    }
+    if (header->type == MessageType::kAcknowledge) return;
     heard.push_back(
         {session, header->type, frames[2].to_string(), peer.identity.role, peer.identity.name});
   }
@@ -117,8 +124,8 @@ struct SchedulerLink::State {
     return true;
   }
 
-  Peer new_peer(const std::string& session, const std::string& route, Identity identity) const {
-    Peer peer{.reliable = ReliablePeer(session_number(session), {kSchedulerCredit, kWorkerCredit}),
+  Peer new_peer(const std::string& route, Identity identity) const {
+    Peer peer{.reliable = ReliablePeer(own, {kSchedulerCredit, kWorkerCredit}),
               .route = route,
               .identity = std::move(identity)};
     peer.reliable.set_credit(credit);
@@ -136,6 +143,7 @@ struct SchedulerLink::State {
   std::unique_ptr<Authenticator> doorkeeper;  // none without keys
   zmq::socket_t socket{context, zmq::socket_type::router};
   std::optional<SocketMonitor> monitor;
+  const std::uint64_t own = session_number(new_session());  // of this incarnation
   Peers peers;
   std::map<std::string, int> strangers;  // strikes by routing id
   std::uint32_t credit = kSchedulerCredit;

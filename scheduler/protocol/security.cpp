@@ -168,6 +168,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kCheckpointed:
     case MessageType::kResult:
     case MessageType::kControlDone:
+    case MessageType::kResync:
       return role == Role::kWorker || role == Role::kLocal;
     case MessageType::kBye:
     case MessageType::kAcknowledge:

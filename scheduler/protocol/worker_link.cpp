@@ -7,6 +7,7 @@
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "scheduler/protocol/conversation.h"
 #include "scheduler/protocol/link.h"
 #include "scheduler/protocol/link_socket.h"
 #include "scheduler/protocol/monitor.h"
@@ -153,11 +154,21 @@ struct WorkerLink::State {
       }
       unanswered_since.reset();
       silence = patience.silence;
-      if (!peer.accept(*header, now())) continue;
+      if (!belongs(*header) || !peer.accept(*header, now())) continue;
       peer.confirm();
       if (header->type == MessageType::kAcknowledge) continue;
       polled.heard.push_back({"", header->type, frames[1].to_string()});
     }
+  }
+
+  // False for a frame of a scheduler that is gone.
+  bool belongs(const Header& header) {
+    const Standing standing = conversation.hear(header.session);
+    if (standing == Standing::kNew)
+      peer.begin_anew(conversation.session());
+    else
+      peer.set_session(conversation.session());
+    return standing != Standing::kOld;
   }
 
   void drop(std::string_view why) {
@@ -174,6 +185,7 @@ struct WorkerLink::State {
   std::optional<SocketMonitor> monitor;
   std::uint64_t opened = 0;
   std::string session = new_session();
+  WorkerConversation conversation{session_number(session)};
   ReliablePeer peer{session_number(session), {kWorkerCredit, kSchedulerCredit}};
   std::map<MessageType, OutgoingFrame> early;  // unreliable ones, said while nobody could hear
 
@@ -232,6 +244,7 @@ void WorkerLink::resend_after(std::uint64_t seq) {
 void WorkerLink::start_over() {
   state_->retransmitted_before += state_->peer.retransmitted();
   state_->session = new_session();
+  state_->conversation = WorkerConversation(session_number(state_->session));
   state_->peer = ReliablePeer(session_number(state_->session), {kWorkerCredit, kSchedulerCredit});
   state_->early.clear();
   state_->open_again("a new session");

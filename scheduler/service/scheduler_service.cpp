@@ -273,6 +273,8 @@ struct SchedulerService::State {
         return hear_result(heard);
       case MessageType::kControlDone:
         return parse_and_hear<protocol::ControlDone>(heard);
+      case MessageType::kResync:
+        return parse_and_hear<protocol::Resync>(heard);
       case MessageType::kBye: {
         auto halt = parse_and_hear<protocol::Bye>(heard);
         telemetry.forget(heard.peer);
@@ -292,7 +294,9 @@ struct SchedulerService::State {
               hello.slots());
     const bool is_known = state().workers().contains(heard.peer);
     auto halt = hear(heard.peer, hello);
-    if (is_known) link->resend_after(heard.peer, hello.last_seq_received());
+    // What it received of another incarnation says nothing about ours.
+    if (is_known && hello.known_epoch() == state().meta().epoch())
+      link->resend_after(heard.peer, hello.last_seq_received());
     return halt;
   }
 

@@ -41,6 +41,10 @@ TaskPhase phase_of(const Task& task) {
       return TaskPhase::kFailed;
     case Task::kSkipped:
       return TaskPhase::kSkipped;
+    case Task::kCancelled:
+      return TaskPhase::kCancelled;
+    case Task::kStopped:
+      return TaskPhase::kStopped;
   }
   return TaskPhase::kBlocked;
 }

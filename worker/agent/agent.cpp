@@ -4,14 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <optional>
+#include <random>
 #include <utility>
 #include <vector>
 
 #include "core/clock.h"
-#include "core/digest.h"
 #include "core/files.h"
 #include "core/log.h"
 #include "scheduler/protocol/link.h"
@@ -19,6 +18,7 @@
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
+#include "worker/agent/slot.h"
 
 namespace saesweep::agent {
 namespace {
@@ -29,24 +29,12 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
 constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
+constexpr milliseconds kHelloWhileLonely = 2s;  // then this often
+constexpr milliseconds kRepeatAfter = 5s;       // what is reliable arrives by itself
 constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
 constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
 constexpr milliseconds kFlushBeat = 50ms;       // acknowledgements ride on the answers
 constexpr int kMessagesAtOnce = 64;             // of one executor, then the others have a turn
-
-struct Slot {
-  std::optional<ExecutorProcess> executor;
-  ConnectionId connection = 0;  // of its chunks; new for each process
-  std::optional<protocol::Run> run;
-  std::map<std::string, std::uint64_t> unfinished;  // members of `run` without an answer -> fence
-  std::optional<protocol::Run> next;  // accepted when `run` was answered; begins when it has ended
-  std::optional<protocol::Progress> progress;  // the newest, not passed on yet
-  TimePoint heard;                             // from the executor
-  bool more = false;                           // of its messages may be read already
-
-  // The scheduler counts a run as over with the answer of its last member.
-  bool is_free() const { return !next && unfinished.empty(); }
-};
 
 }  // namespace
 
@@ -76,8 +64,10 @@ struct Agent::State {
   bool welcomed = false;
   std::uint64_t epoch = 0;
   milliseconds heartbeat = 1s;
-  TimePoint last_hello{}, last_heartbeat{}, last_word{};
-  std::map<std::string, std::uint64_t> fences;  // the highest accepted, by task
+  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{};
+  std::uint64_t told_epoch = 0;                     // that of the last RESYNC
+  std::minstd_rand random{std::random_device{}()};  // spreads agents over time; decides nothing
+  std::map<std::string, std::uint64_t> fences;      // the highest accepted, by task
 
   ConnectionId next_connection = 1;
   std::uint64_t deaths = 0, restarts = 0, trained = 0, harvested = 0;
@@ -94,45 +84,39 @@ struct Agent::State {
   void say_hello() {
     protocol::Hello hello;
     hello.set_worker_name(options.name);
-    std::array<char, 256> host{};
-    if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
+    hello.set_host(host_name());
     hello.set_build(options.build);
     hello.set_slots(options.slots);
     hello.set_memory_bytes(options.memory_bytes);
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
     outbox.mention(MessageType::kHello, hello);
-    last_hello = clock.now();
+    const TimePoint now = clock.now();
+    next_hello = now + (is_lonely(now) ? kHelloWhileLonely + spread() : kHelloEvery);
+  }
+  bool is_lonely(TimePoint now) const { return now - last_word > kHelloAgainAfter; }
+  milliseconds spread() {
+    return milliseconds(std::uniform_int_distribution<milliseconds::rep>(
+        0, options.reconnect_spread.count())(random));
+  }
+
+  // Behind all that was said before: what is not in it is not here. Asked again and again over a
+  // slow line, it is said once in a while.
+  void say_all_that_runs() {
+    if (told_epoch == epoch && clock.now() - last_told < kRepeatAfter) return;
+    told_epoch = epoch;
+    last_told = clock.now();
+    outbox.say(MessageType::kResync, resync_of(slots, outbox, epoch));
   }
 
   void say_heartbeat() {
     last_heartbeat = clock.now();
-    protocol::Heartbeat beat;
+    protocol::Heartbeat beat = heartbeat_of(slots, phase == Phase::kServing, *chunks);
     beat.set_sent_ns(static_cast<std::uint64_t>(
         std::chrono::nanoseconds(last_heartbeat.time_since_epoch()).count()));
-    std::uint32_t running = 0, free = 0;
-    std::uint64_t hash = 0;
-    for (const Slot& slot : slots) {
-      free += slot.is_free() ? 1 : 0;
-      for (const auto& [task, fence] : slot.unfinished) {
-        ++running;
-        hash ^= xxh3_64(std::as_bytes(std::span(task)), fence);
-      }
-    }
-    beat.set_running(running);
-    beat.set_running_hash(hash);
-    beat.set_free_slots(phase == Phase::kServing ? free : 0);
-    const ChunkCounters counted = chunks->counters();
-    protocol::AgentCounters& totals = *beat.mutable_counters();
-    totals.set_cache_hits(counted.hits);
-    totals.set_cache_misses(counted.misses);
-    totals.set_cache_bytes(counted.bytes);
-    totals.set_cache_evicted_bytes(counted.evicted_bytes);
-    totals.set_cache_corrupt_chunks(counted.corrupt);
-    totals.set_cache_refused_writes(counted.refused_writes);
-    totals.set_executor_restarts(restarts);
-    totals.set_tokens_trained(trained);
-    totals.set_tokens_harvested(harvested);
+    beat.mutable_counters()->set_executor_restarts(restarts);
+    beat.mutable_counters()->set_tokens_trained(trained);
+    beat.mutable_counters()->set_tokens_harvested(harvested);
     outbox.mention(MessageType::kHeartbeat, beat);
   }
 
@@ -146,15 +130,7 @@ struct Agent::State {
   }
   void say_lost(std::uint64_t run, const std::string& task, std::uint64_t fence,
                 const ExecutorDeath& death) {
-    protocol::TaskResult lost;
-    lost.set_run_id(run);
-    lost.set_task(task);
-    lost.set_fence(fence);
-    lost.set_outcome(protocol::OUTCOME_LOST);
-    lost.set_reason(death.reason);
-    lost.set_executor_died_alone(phase == Phase::kServing && !death.by_kill);
-    lost.set_out_of_memory(death.out_of_memory);
-    outbox.say_result(std::move(lost));
+    outbox.say_result(lost_result(run, task, fence, death, phase == Phase::kServing));
   }
   // No executor has seen it.
   void say_not_begun(const protocol::Run& run, const std::string& why) {
@@ -195,22 +171,13 @@ struct Agent::State {
   void take(const protocol::Run& run) {
     protocol::AssignReply reply;
     reply.set_run_id(run.run_id());
-    const auto has_it = [&](const Slot& slot) {
-      return (slot.run && slot.run->run_id() == run.run_id()) ||
-             (slot.next && slot.next->run_id() == run.run_id());
-    };
-    if (std::any_of(slots.begin(), slots.end(), has_it)) {  // said twice
+    if (std::any_of(slots.begin(), slots.end(),
+                    [&](const Slot& slot) { return slot.has(run.run_id()); })) {  // said twice
       reply.set_accepted(true);
       outbox.say(MessageType::kAssignReply, reply);
       return;
     }
-    // Better one without a run that still ends; better one with a warm executor.
-    Slot* best = nullptr;
-    const auto worth = [](const Slot& slot) {
-      return (slot.run ? 0 : 2) + (slot.executor ? 1 : 0);
-    };
-    for (Slot& slot : slots)
-      if (slot.is_free() && (best == nullptr || worth(slot) > worth(*best))) best = &slot;
+    Slot* best = best_free(slots);
     if (phase != Phase::kServing) {
       reply.set_reason("the agent stops");
     } else if (best == nullptr) {
@@ -298,13 +265,7 @@ struct Agent::State {
         return;
       }
     // The run is over: there is nothing to wait for.
-    protocol::ControlDone done;
-    done.set_run_id(wanted.run_id());
-    done.set_task(wanted.task());
-    done.set_fence(wanted.fence());
-    done.set_verb(wanted.verb());
-    done.set_outcome("not running");
-    outbox.say(MessageType::kControlDone, done);
+    outbox.say(MessageType::kControlDone, not_running(wanted));
   }
 
   // ---- what is heard ---------------------------------------------------------------------------
@@ -352,22 +313,45 @@ struct Agent::State {
         has_listener = false;
         begin_stop(options.stop_patience, std::nullopt);
         break;
-      case MessageType::kHeartbeatAck:
+      case MessageType::kHeartbeatAck: {
+        protocol::HeartbeatAck ack;
+        understood = protocol::parse_body(heard.body, ack);
+        if (understood) hear(ack);
         break;
+      }
       default:
         understood = false;
     }
     if (!understood) log::warn("agent.garbage type={}", protocol::to_string(heard.type));
   }
 
+  void hear(const protocol::HeartbeatAck& ack) {
+    if (ack.epoch() > epoch) {  // the scheduler began anew and does not know us
+      if (welcomed) next_hello = clock.now() + spread();
+      welcomed = false;
+    } else if (welcomed && ack.epoch() == epoch && ack.want_full_list()) {
+      say_all_that_runs();
+    }
+  }
+
   void hear(const protocol::Welcome& welcome) {
-    const bool other_scheduler = welcomed && welcome.epoch() != epoch;
+    if (welcome.epoch() < epoch) {
+      // A copy of an old state, started by mistake: what it grants was granted before.
+      log::warn("agent.old_scheduler epoch={} known={}", welcome.epoch(), epoch);
+      return;
+    }
+    const bool other_scheduler = epoch != 0 && welcome.epoch() != epoch;
     welcomed = true;
     epoch = welcome.epoch();
     if (welcome.heartbeat_ms() > 0)
       heartbeat = std::clamp(milliseconds(welcome.heartbeat_ms()), 20ms, milliseconds(30s));
-    if (welcome.resume()) link.resend_after(welcome.last_seq_received());
+    const TimePoint now = clock.now();
+    if (welcome.resume() && now - last_resend >= kRepeatAfter) {
+      link.resend_after(welcome.last_seq_received());
+      last_resend = now;
+    }
     if (other_scheduler) outbox.repeat_results();  // it may not know what its predecessor heard
+    say_all_that_runs();
   }
 
   void hear(Slot& slot, protocol::ExecutorChannel::Heard heard) {
@@ -499,15 +483,14 @@ struct Agent::State {
                        fmt::format("nothing heard from the scheduler for {:.0f} s",
                                    std::chrono::duration<double>(now - last_word).count())});
     }
-    const bool is_lonely = now - last_word > kHelloAgainAfter;
-    if ((!welcomed || is_lonely) && now - last_hello >= kHelloEvery) say_hello();
+    if ((!welcomed || is_lonely(now)) && now >= next_hello) say_hello();
     const milliseconds beat = phase == Phase::kFlushing ? kFlushBeat : heartbeat;
     if (welcomed && now - last_heartbeat >= beat) say_heartbeat();
     for (Slot& slot : slots)
       if (slot.executor && slot.run && now - slot.heard > options.executor_patience)
         slot.executor->kill(fmt::format("it said nothing for {:.0f} s",
                                         std::chrono::duration<double>(now - slot.heard).count()));
-    const auto next = welcomed ? last_heartbeat + beat : last_hello + kHelloEvery;
+    const auto next = welcomed ? last_heartbeat + beat : next_hello;
     return std::clamp(std::chrono::ceil<milliseconds>(next - now), 1ms, kLongestWait);
   }
 

@@ -27,8 +27,12 @@ struct AgentOptions {
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
   std::string log_level = "warn";                   // of executors
   std::chrono::milliseconds stop_patience{30'000};  // for executors to checkpoint when stopping
-  // Silence after which the scheduler is gone, and a busy executor hangs.
-  std::chrono::milliseconds scheduler_patience{60'000};
+  // Silence after which the scheduler is gone for good: until then what runs goes on, makes its
+  // checkpoints, and waits to be adopted by a scheduler that began anew.
+  std::chrono::milliseconds scheduler_patience{600'000};
+  // HELLO to another scheduler is said at a random moment of this long, for there are many agents.
+  std::chrono::milliseconds reconnect_spread{2'000};
+  // Silence after which a busy executor hangs.
   std::chrono::milliseconds executor_patience{600'000};
 };
 

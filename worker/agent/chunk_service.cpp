@@ -265,4 +265,9 @@ ChunkCounters ChunkService::counters() const {
   return counters;
 }
 
+std::vector<std::pair<std::string, std::uint64_t>> ChunkService::streams(std::size_t most) const {
+  if (cache_ == nullptr) return {};
+  return cache_->largest_streams(most);
+}
+
 }  // namespace saesweep::agent

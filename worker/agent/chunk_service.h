@@ -99,6 +99,8 @@ class ChunkService {
   void close(ConnectionId connection);
 
   ChunkCounters counters() const;
+  // What the cache holds: streams and bytes, the largest `most` first.
+  std::vector<std::pair<std::string, std::uint64_t>> streams(std::size_t most) const;
 
  private:
   struct Session {

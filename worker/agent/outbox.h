@@ -27,6 +27,10 @@ class Outbox {
 
   void acknowledge(const protocol::ResultAck& ack);
   void repeat_results();
+  // Those that nobody has answered.
+  const std::map<std::pair<std::string, std::uint64_t>, protocol::TaskResult>& unanswered() const {
+    return results_;
+  }
   // Gives the link what it takes now.
   void flush();
   // Everything has arrived.

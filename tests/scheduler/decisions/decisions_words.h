@@ -76,6 +76,7 @@ class World {
   std::vector<journal::Event> log;
   TimePoint now{std::chrono::hours(1)};
   std::optional<Error> halt;
+  std::optional<Answer> answer;  // to the last that was heard
 
   World() { hear("", ProcessBegins{}); }
 
@@ -92,6 +93,7 @@ class World {
     }
     EXPECT_EQ(state.broken_invariant(), "");
     if (decision.halt) halt = decision.halt;
+    answer = std::move(decision.answer);
     return std::move(decision.replies);
   }
 
@@ -189,6 +191,53 @@ class World {
     heard.mutable_checkpoint()->set_path(fmt::format("step-{}", step));
     heard.mutable_checkpoint()->set_step(step);
     hear(worker, heard);
+  }
+
+  // The whole of a person's word, answered.
+  Json command(const std::string& verb, const std::string& sweep = "s",
+               std::vector<std::string> trials = {}) {
+    replies = hear("", SweepCommand{sweep, verb, std::move(trials)});
+    EXPECT_TRUE(answer.has_value());
+    if (!answer) return {};
+    EXPECT_FALSE(answer->error) << answer->error->message;
+    return answer->details;
+  }
+  std::vector<Reply> replies;                                          // to the last command
+  std::vector<std::pair<std::string, std::string>> controls() const {  // verb, task
+    std::vector<std::pair<std::string, std::string>> all;
+    for (const Reply& reply : replies)
+      if (const auto* control = std::get_if<protocol::Control>(&reply.body))
+        all.emplace_back(control->verb(), control->task());
+    return all;
+  }
+  void controlled(const std::string& worker, const protocol::Run& run, int member,
+                  const std::string& outcome) {
+    protocol::ControlDone done;
+    done.set_run_id(run.run_id());
+    done.set_task(run.members(member).task());
+    done.set_fence(run.members(member).fence());
+    done.set_outcome(outcome);
+    hear(worker, done);
+  }
+  // The scheduler dies and comes back with what the journal has, `adopt`ing what runs.
+  void restart() {
+    SweepState stored;
+    stored.load(state.meta());
+    for (const auto& [name, sweep] : state.sweeps()) stored.load(sweep);
+    for (const auto& [id, task] : state.tasks()) stored.load(task);
+    for (const auto& [id, run] : state.runs()) stored.load(run);
+    stored.settle_indexes();
+    state = std::move(stored);
+    hear("", ProcessBegins{.adopt = true});
+  }
+  std::string outcome(int row, const std::string& sweep = "s") const {
+    return outcome_of(state, state.sweeps().at(sweep).subjects(row)).state;
+  }
+  std::vector<std::string> codes(const std::string& task) const {
+    std::vector<std::string> all;
+    const Json explained = explain(state, task, now);
+    for (const Json& reason : explained["reasons"]) all.push_back(reason["code"]);
+    return all;
   }
 
   const journal::Task& task(const std::string& id) const { return state.tasks().at(id); }

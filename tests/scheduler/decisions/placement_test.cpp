@@ -162,7 +162,10 @@ TEST_F(Placing, StoppingPausesEveryRunAndPausedTasksWaitWithTheirCheckpoint) {
 }
 
 TEST_F(Placing, WhatNobodyIntroducedIsNotHeard) {
-  EXPECT_THAT(world.hear("stranger", protocol::Heartbeat()), IsEmpty());
+  const auto replies = world.hear("stranger", protocol::Heartbeat());
+  ASSERT_THAT(replies, SizeIs(1)) << "it learns from the epoch that it should say HELLO";
+  EXPECT_EQ(std::get<protocol::HeartbeatAck>(replies[0].body).epoch(), 1u);
+  EXPECT_TRUE(world.state.workers().empty());
   EXPECT_THAT(world.hear("stranger", protocol::Bye()), IsEmpty());
   protocol::TaskResult result;
   result.set_task("train:nobody");

@@ -160,6 +160,19 @@ Heartbeat filled() {
   return beat;
 }
 template <>
+Resync filled() {
+  Resync resync;
+  resync.set_epoch(2);
+  const auto fill = [](Resync::Lease& lease, std::uint64_t run) {
+    lease.set_run_id(run);
+    lease.set_task("t");
+    lease.set_fence(3);
+  };
+  fill(*resync.add_running(), 1);
+  fill(*resync.add_finished(), 2);
+  return resync;
+}
+template <>
 HeartbeatAck filled() {
   HeartbeatAck ack;
   ack.set_sent_ns(1);
@@ -328,6 +341,9 @@ TEST(Messages, HaveTheBytesOfVersionOne) {
   expect_golden<Control>(MessageType::kControl, 14, "08011201741803220176");
   expect_golden<ControlDone>(MessageType::kControlDone, 15, "080112017418032201762a016f");
   expect_golden<Bye>(MessageType::kBye, 18, "0a0172");
+  expect_golden<Resync>(MessageType::kResync, 19,
+                        "0802120708011201741803"
+                        "1a0708021201741803");
 }
 
 TEST(Messages, AreNotReadFromAnythingElse) {

@@ -67,7 +67,11 @@ class FakeAgent {
         thread_(run_thread("agent",
                            [this, endpoint](std::stop_token stop) { serve(endpoint, stop); })) {}
 
-  void join() { thread_.join(); }
+  // The service is over: one that it never heard is not told so.
+  void join() {
+    thread_.request_stop();
+    thread_.join();
+  }
   std::uint64_t runs() const { return runs_; }
   std::uint64_t trained() const { return trained_; }
   std::uint64_t scored() const { return scored_; }
