@@ -19,8 +19,6 @@ constexpr double kModelFlops = 80e9;
 // Adam touches parameter, gradient and two moments, reading and writing: 28 bytes a parameter.
 constexpr double kAdamBytes = 28, kMemoryBandwidth = 20e9;
 constexpr double kStartSeconds = 3;
-// An executor before it holds a model: LibTorch, its libraries, thread stacks.
-constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
 
 // As the activation streams cut it: rows permuted together.
 std::uint64_t group_bytes(const PlannedStream& stream) {

@@ -9,6 +9,9 @@
 
 namespace saesweep::sweeps {
 
+// An executor before it holds a model: LibTorch, its libraries, thread stacks.
+inline constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
+
 // What training one SAE takes beside the stream it reads: parameters, gradients, Adam's moments,
 // activations of a batch.
 std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in);

@@ -162,7 +162,8 @@ void Telemetry::observe_agent(std::string_view worker, const AgentTotals& totals
   State& state = *state_;
   const std::lock_guard lock(state.mutex);
   auto& [before, present] = state.agents[std::string(worker)];
-  const auto add = [&](prometheus::Counter& counter, std::uint64_t AgentTotals::*field) {
+  const auto add = [&, &before = before](prometheus::Counter& counter,
+                                         std::uint64_t AgentTotals::*field) {
     counter.Increment(growth(before.*field, totals.*field));
   };
   add(state.cache_hits, &AgentTotals::cache_hits);

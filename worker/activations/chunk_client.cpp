@@ -72,6 +72,11 @@ ChunkClient::~ChunkClient() {
   if (memory_ != nullptr) ::munmap(memory_, memory_bytes_);
 }
 
+void ChunkClient::close() {
+  if (const auto closed = ask(ChunkRequest::CLOSE, 0); !closed)
+    log::debug("chunks.close stream={} problem={}", stream_, closed.error().message);
+}
+
 Result<ChunkReply> ChunkClient::ask(ChunkRequest::Verb verb, std::uint32_t index,
                                     std::uint32_t rows) {
   ChunkRequest request;

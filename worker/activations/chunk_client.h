@@ -55,6 +55,10 @@ class ChunkClient {
   Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out, const Harvest& harvest,
                               const std::function<bool()>& stop = {});
 
+  // Lets the agent evict the stream. Nothing is fetched after it. The agent's failures do not
+  // matter: it frees everything when the connection ends.
+  void close();
+
  private:
   ChunkClient() = default;
   Result<protocol::ChunkReply> ask(protocol::ChunkRequest::Verb verb, std::uint32_t index,

@@ -142,6 +142,10 @@ protocol::ChunkReply ChunkService::handle(ConnectionId connection, const ChunkRe
       release(connection, chunk);
       reply.set_status(ChunkReply::OK);
       break;
+    case ChunkRequest::CLOSE:
+      close_stream(connection, request.stream());  // `session` is gone
+      reply.set_status(ChunkReply::OK);
+      break;
     default:
       break;
   }
@@ -229,13 +233,26 @@ void ChunkService::release(ConnectionId connection, const ChunkName& chunk) {
 void ChunkService::close(ConnectionId connection) {
   std::erase_if(claims_, [&](const auto& claim) { return claim.second.owner == connection; });
   std::erase_if(sessions_, [&](const auto& session) { return session.first.first == connection; });
+  forget_unpinned();
+  apply_budget();
+}
+
+void ChunkService::close_stream(ConnectionId connection, const std::string& stream) {
+  std::erase_if(claims_, [&](const auto& claim) {
+    return claim.second.owner == connection && claim.first.first == stream;
+  });
+  sessions_.erase({connection, stream});
+  forget_unpinned();
+  apply_budget();
+}
+
+void ChunkService::forget_unpinned() {
   // An unpinned stream may be evicted, so what was known of it no longer holds.
   std::erase_if(present_, [&](const auto& stream) {
     return std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
       return session.first.second == stream.first && session.second.pin;
     });
   });
-  apply_budget();
 }
 
 ChunkCounters ChunkService::counters() const {

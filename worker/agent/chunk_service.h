@@ -5,13 +5,20 @@
 // so that neither side can pull it from under the other. READ copies a chunk from the cache into a
 // slot, WRITE from a slot into the cache; the bytes never travel through the socket.
 //
-//   READ(index, slot)         OK with rows; MISSING; CORRUPT (harvest it again, the write replaces
-//   it) CLAIM(index)              OK: yours to harvest. BUSY: somebody has just written it or is
-//   harvesting
-//                             it: read again later. A claim ends with the write, with RELEASE, with
-//                             its connection, or after `claim_term`, when others may take it over
-//   WRITE(index, slot, rows)  OK; FULL: not stored (no budget, or the disk is full), train from the
-//   slot RELEASE(index)            OK; the claim is given up anything malformed STATUS_UNSPECIFIED
+//   READ(index, slot)
+//     OK with rows; MISSING; CORRUPT (harvest it again, the write replaces it)
+//   CLAIM(index)
+//     OK: yours to harvest. BUSY: somebody has just written it or is harvesting it, read again
+//     later. A claim ends with the write, RELEASE, CLOSE, its connection, or after `claim_term`,
+//     when others may take it over
+//   WRITE(index, slot, rows)
+//     OK; FULL: not stored (no budget, or the disk is full), train from the slot
+//   RELEASE(index)
+//     OK; the claim is given up
+//   CLOSE
+//     OK; slots and pin of the stream are given up, so that it may be evicted
+//   anything malformed
+//     STATUS_UNSPECIFIED
 //
 // Where there is no cache (cache_bytes 0, or it could not be opened) everything works: READ says
 // MISSING, CLAIM always OK, WRITE always FULL.
@@ -123,6 +130,8 @@ class ChunkService {
   protocol::ChunkReply::Status write(const Session& session, ConnectionId connection,
                                      const protocol::ChunkRequest& request);
   void release(ConnectionId connection, const ChunkName& chunk);
+  void close_stream(ConnectionId connection, const std::string& stream);
+  void forget_unpinned();
   void apply_budget();
 
   storage::ActivationCache* cache_;

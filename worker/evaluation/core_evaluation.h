@@ -2,8 +2,17 @@
 //
 // The first pass is the model's alone (clean, hook at zero, hook at its mean) and is the same for
 // all dictionaries of a stream, so it is kept for the next one where it fits. The second splices
-// the dictionary's reconstruction in. Both read the same documents. Deterministic: a batch runs on
-// one thread, batches are added in order, in double precision.
+// the dictionary's reconstruction in. Deterministic: a batch runs on one thread, batches are added
+// in order, in double precision.
+//
+// SAEBench has two passes in another sense (evals/core/main.py of adamkarvonen/SAEBench, at 0.6.0):
+// one for the scores that need logits, one for sparsity and variance. `tokens` is asked for each of
+// the two, and both read the first held-out documents: every score of a row then has the same n and
+// the same blocks for its interval, and a sweep needs no more held-out documents than it asks for.
+// There the second pass means to begin anew too; its reset of the token stream has no effect, so it
+// goes on behind the first. No definition depends on which documents are read, and published
+// numbers come from another text anyway: the version of the metric says the formulas, not the
+// sample.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,6 +17,7 @@
 #include "worker/evaluation/core_evaluation.h"
 #include "worker/evaluation/linear_probe.h"
 #include "worker/evaluation/sample.h"
+#include "worker/thrown.h"
 
 namespace saesweep::worker {
 
@@ -173,19 +174,15 @@ Result<Json> evaluate_board(const sweeps::EvaluationSpec& evaluation, const Sae&
   return board_json(*board, codes_of(sae, *board, inputs), inputs);
 }
 
-// LibTorch throws when memory ends.
+// LibTorch throws.
 template <class Body>
 Result<Json> guarded(const EvaluationInputs& inputs, const Body& body) {
   try {
     if (inputs.cache != nullptr) return body(inputs.cache->state());
     EvaluationCache own;
     return body(own.state());
-  } catch (const c10::OutOfMemoryError& error) {
-    return fail(ErrorCode::kResourceExhausted, "evaluation: {}", error.what_without_backtrace());
-  } catch (const c10::Error& error) {  // a decomposition that does not converge, say
-    return fail(ErrorCode::kInvalidArgument, "evaluation: {}", error.what_without_backtrace());
-  } catch (const std::bad_alloc&) {
-    return fail(ErrorCode::kResourceExhausted, "evaluation: out of memory");
+  } catch (const std::exception& thrown) {  // a decomposition that does not converge, say
+    return fail(error_of(thrown));
   }
 }
 

@@ -25,8 +25,10 @@ struct TrainBench {
   unsigned rounds = 3;
   unsigned threads = 0;  // 0: all cores
 };
-// Keys: sae_tokens_per_s (tokens times SAEs), baseline {name, sae_tokens_per_s}, ratio.
-// Errors: kInvalidArgument for an architecture, precision or baseline that there is not.
+// Keys: sae_tokens_per_s (tokens times SAEs), sae_tokens_per_cpu_s (a second of all cores' time
+// together: what others do on the machine does not count), baseline {name, sae_tokens_per_s},
+// ratio, roofline. Errors: kInvalidArgument for an architecture, precision or baseline that there
+// is not.
 Result<Json> bench_train(const TrainBench& bench);
 
 struct HarvestBench {
@@ -54,6 +56,7 @@ Result<Json> bench_generate(const GenerateBench& bench);
 // Medians of `rounds` alternating rounds, in units a second; one round of each warms up.
 struct Rates {
   double ours = 0, baseline = 0;
+  double ours_per_cpu_second = 0;  // of this process, all threads together
 };
 Rates compare(unsigned rounds, double units, const std::function<void()>& ours,
               const std::function<void()>& baseline);

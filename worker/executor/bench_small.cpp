@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <numeric>
 #include <thread>
 
@@ -69,12 +70,15 @@ Rates compare(unsigned rounds, double units, const std::function<void()>& ours,
               const std::function<void()>& baseline) {
   ours();
   baseline();
-  std::vector<double> our_seconds, baseline_seconds;
+  std::vector<double> our_seconds, our_cpu_seconds, baseline_seconds;
   for (unsigned round = 0; round < std::max(1U, rounds); ++round) {
+    const std::clock_t before = std::clock();
     our_seconds.push_back(seconds_of(ours));
+    our_cpu_seconds.push_back(static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC);
     baseline_seconds.push_back(seconds_of(baseline));
   }
-  return {units / median(our_seconds), units / median(baseline_seconds)};
+  return {units / median(our_seconds), units / median(baseline_seconds),
+          units / median(our_cpu_seconds)};
 }
 
 Result<Json> bench_harvest(const HarvestBench& bench) {

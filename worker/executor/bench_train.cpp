@@ -17,6 +17,8 @@
 #include "worker/executor/bench.h"
 #include "worker/parallel/thread_pool.h"
 #include "worker/training/cohort.h"
+#include "worker/training/products/isa.h"
+#include "worker/training/products/product.h"
 #include "worker/training/sae_trainer.h"
 
 namespace saesweep::worker {
@@ -172,6 +174,26 @@ class AutogradSae {
   std::uint64_t step_ = 0;
 };
 
+// What the step's arithmetic comes to against the inner loop alone, both for a second of one core.
+// FLOPs of hand-written passes: the encoder's product and sparse decoding and gradients, or five
+// products of that size; bytes of the weights, their gradients and moments.
+Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, const Rates& rates) {
+  const auto d = static_cast<double>(d_in), width = static_cast<double>(spec.d_sae);
+  const double flops =
+      spec.k ? 2 * d * width + 8 * d * static_cast<double>(*spec.k) : 10 * d * width;
+  const double bytes = 68 * d * width / static_cast<double>(spec.batch);
+  const double ceiling = products::flops_per_second(spec.precision == sweeps::Precision::kFloat32
+                                                        ? products::Numbers::kFloat
+                                                        : products::bf16_numbers());
+  const double reached = flops * rates.ours_per_cpu_second;
+  return {{"flops_per_sae_token", flops},
+          {"weight_bytes_per_sae_token", bytes},
+          {"gflops_per_core", reached * 1e-9},
+          {"ceiling_gflops_per_core", ceiling * 1e-9},
+          {"share", reached / ceiling},
+          {"instructions", products::to_string(products::current_isa())}};
+}
+
 }  // namespace
 
 Result<Json> bench_train(const TrainBench& bench) {
@@ -230,6 +252,8 @@ Result<Json> bench_train(const TrainBench& bench) {
   if (!problem) return fail(problem.error());
   const char* name = autograd ? "LibTorch operators and autograd" : "separate runs";
   return Json{{"sae_tokens_per_s", rates.ours},
+              {"sae_tokens_per_cpu_s", rates.ours_per_cpu_second},
+              {"roofline", roofline(spec, d_in, rates)},
               {"baseline", {{"name", name}, {"sae_tokens_per_s", rates.baseline}}},
               {"ratio", rates.ours / rates.baseline},
               {"arch", bench.arch},

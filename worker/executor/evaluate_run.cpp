@@ -14,6 +14,9 @@
 namespace saesweep::worker {
 namespace {
 
+// What an EvaluationCache holds at most, about.
+constexpr std::uint64_t kSharedBytes = std::uint64_t{512} << 20;
+
 // What an evaluate task's spec says.
 struct Question {
   sweeps::EvaluationSpec evaluation;
@@ -95,6 +98,8 @@ class EvaluateRun {
     if (question.trial && !sae)
       return fail(ErrorCode::kInvalidArgument, "no trained SAE came with the task");
     SAE_TRY(const StreamSources sources, open_sources(question.stream(), tools_));
+    tools_.warm.make_room(report_.run().memory_bytes(),
+                          kSharedBytes + (sae ? 2 * sae->w_enc.nbytes() : 0));
 
     EvaluationInputs inputs;
     inputs.stream = question.stream();

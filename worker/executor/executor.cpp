@@ -2,13 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-#include <c10/util/Exception.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <new>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,6 +21,7 @@
 #include "worker/executor/requests.h"
 #include "worker/executor/run_report.h"
 #include "worker/executor/run_tools.h"
+#include "worker/thrown.h"
 
 namespace saesweep::worker {
 namespace {
@@ -35,18 +34,6 @@ log::Level level_of(std::string_view name) {
   if (name == "error") return log::Level::kError;
   if (name == "off") return log::Level::kOff;
   return log::Level::kWarn;
-}
-
-// What LibTorch throws, as one of our errors. Its allocator says "can't allocate memory" in a plain
-// c10::Error on the CPU.
-Error translate(const std::exception& thrown) {
-  const auto* torch = dynamic_cast<const c10::Error*>(&thrown);
-  const std::string message = torch != nullptr ? torch->what_without_backtrace() : thrown.what();
-  if (dynamic_cast<const std::bad_alloc*>(&thrown) != nullptr ||
-      dynamic_cast<const c10::OutOfMemoryError*>(&thrown) != nullptr ||
-      message.find("can't allocate memory") != std::string::npos)
-    return {ErrorCode::kResourceExhausted, "out of memory: " + message};
-  return {ErrorCode::kInvalidArgument, "LibTorch: " + message};
 }
 
 }  // namespace
@@ -188,13 +175,13 @@ void Executor::State::work(const protocol::ExecutorStart& settings) {
     try {
       perform(report, tools);
     } catch (const std::exception& thrown) {
-      const Error error = translate(thrown);
+      const Error error = error_of(thrown);
       log::error("run.threw run={} problem={}", run->run_id(), error.message);
-      // What stays loaded may be what does not fit.
-      if (error.code == ErrorCode::kResourceExhausted) warm.clear();
       report.give_up_all(error);
     }
     report.give_up_all({ErrorCode::kUnavailable, "the run ended without an answer"});
+    // What stays loaded may be what does not fit.
+    if (report.ran_out_of_memory()) warm.clear();
     report.finished();
     log::info("run.end run={}", run->run_id());
   }

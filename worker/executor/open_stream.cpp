@@ -25,6 +25,12 @@ class ChunkFetcher {
         cache_bytes_(cache_bytes),
         link_(link),
         stop_(std::move(stop)) {}
+  // What no run reads may be evicted.
+  ~ChunkFetcher() {
+    if (client_) client_->close();
+  }
+  ChunkFetcher(const ChunkFetcher&) = delete;
+  ChunkFetcher& operator=(const ChunkFetcher&) = delete;
 
   Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out,
                               const ChunkClient::Harvest& harvest) {

@@ -21,8 +21,9 @@ struct StreamSources {
 // Errors: those of loading; kInvalidArgument for a source that this version does not know.
 Result<StreamSources> open_sources(const sweeps::StreamSpec& spec, const RunTools& tools);
 
-// `cache_bytes` 0: every chunk is harvested each time it is needed. A cache that fails never fails
-// the stream.
+// The stream is open at the agent, and pinned in its cache, as long as the value lives: one of the
+// same stream at a time. `cache_bytes` 0: every chunk is harvested each time it is needed. A cache
+// that fails never fails the stream.
 Result<std::unique_ptr<CachedStream>> open_stream(const sweeps::StreamSpec& spec,
                                                   const StreamSources& sources,
                                                   std::uint64_t cache_bytes, const RunTools& tools,

@@ -64,6 +64,7 @@ bool RunReport::is_open(const protocol::Member& member) const {
 void RunReport::finish(const protocol::Member& member, protocol::TaskResult result) {
   if (!is_open(member)) return;
   answered_[member.task()] = true;
+  ran_out_of_memory_ |= result.out_of_memory();
   result.set_run_id(run_.run_id());
   result.set_task(member.task());
   result.set_fence(member.fence());

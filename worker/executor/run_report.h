@@ -35,6 +35,8 @@ class RunReport {
   enum class During { kWork, kDisk };
   void give_up(const protocol::Member& member, const Error& error, During during = During::kWork);
   void give_up_all(const Error& error);
+  // True when a member was answered so.
+  bool ran_out_of_memory() const { return ran_out_of_memory_; }
   void checkpointed(const protocol::Member& member, const protocol::CheckpointRef& checkpoint,
                     const std::string& reason);
 
@@ -65,6 +67,7 @@ class RunReport {
   Requests& requests_;
   const Clock& clock_;
   std::map<std::string, bool> answered_;  // by task
+  bool ran_out_of_memory_ = false;
   std::uint64_t trained_ = 0, harvested_ = 0;
   TimePoint next_progress_{};
   // Of the last progress message, for the rate.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "worker/executor/open_stream.h"
 #include "worker/executor/run_tools.h"
 #include "worker/sae/sae.h"
+#include "worker/thrown.h"
 #include "worker/training/cohort.h"
 #include "worker/training/sae_trainer.h"
 
@@ -52,6 +54,7 @@ class TrainRun {
       opened = open();
     }
     if (!opened) return give_up_all(opened.error());
+    make_room();
     Cohort cohort(*stream_, tools_.pool);
     cohort_ = &cohort;
     for (auto& [task, student] : students_)
@@ -81,6 +84,7 @@ class TrainRun {
 
   Result<void> open() {
     SAE_TRY(sources_, open_sources(stream_spec(), tools_));
+    stream_.reset();
     StreamEvents events;
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
     events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
@@ -90,11 +94,33 @@ class TrainRun {
     return {};
   }
 
+  // What earlier runs left loaded goes before a cohort that does not fit beside it.
+  void make_room() {
+    const ChunkPlan& plan = stream_->plan();  // a group and a chunk of it are in memory
+    std::uint64_t needed = (plan.group_rows() + plan.max_chunk_rows()) *
+                           static_cast<std::uint64_t>(stream_->d_in()) *
+                           size_of(stream_spec().dtype);
+    for (const auto& [task, student] : students_)
+      if (report_.is_open(*student.wire))
+        needed += training_memory_bytes(student.spec.training, stream_->d_in());
+    tools_.warm.make_room(report_.run().memory_bytes(), needed);
+  }
+
   void join(Student& student) {
     auto trainer = make_trainer(student);
     if (!trainer) return report_.give_up(*student.wire, trainer.error());
     student.step = (*trainer)->step();
     cohort_->add(student.wire->task(), std::move(*trainer));
+  }
+
+  // What is thrown for one member ends that one alone.
+  template <class Body>
+  static auto guarded(const Body& body) -> decltype(body()) {
+    try {
+      return body();
+    } catch (const std::exception& thrown) {
+      return fail(error_of(thrown));
+    }
   }
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
@@ -104,7 +130,7 @@ class TrainRun {
     };
     for (const auto& directory : student.checkpoints.to_restore()) {
       SAE_TRY(auto trainer, create());
-      const auto restored = trainer->restore(directory);
+      const auto restored = guarded([&] { return trainer->restore(directory); });
       if (restored) {
         log::info("train.resumed task={} step={}", student.wire->task(), trainer->step());
         student.checkpoints.went_on_from(trainer->step());
@@ -152,6 +178,12 @@ class TrainRun {
   }
 
   void deliver(const Student& student, const SaeTrainer& trainer) {
+    std::string tensors;
+    const auto written = guarded([&]() -> Result<void> {
+      tensors = serialize_sae(trainer.sae());
+      return {};
+    });
+    if (!written) return report_.give_up(*student.wire, written.error());
     Json config = trainer.config();
     const auto& stream = student.spec.stream;
     config["hook"] = stream.hook;
@@ -162,7 +194,7 @@ class TrainRun {
       SAE_TRY(*result.add_artifacts(), tools_.artifacts.put(name, bytes));
       return {};
     };
-    auto kept = put("sae.safetensors", serialize_sae(trainer.sae()));
+    auto kept = put("sae.safetensors", tensors);
     if (kept) kept = put("config.json", pretty_json(config));
     if (kept) kept = put("curve.csv", trainer.curve_csv());
     if (!kept) return report_.give_up(*student.wire, kept.error(), RunReport::During::kDisk);

@@ -2,6 +2,7 @@
 
 #include "core/json.h"
 #include "core/log.h"
+#include "sweeps/estimates.h"
 #include "sweeps/model_shapes.h"
 
 namespace saesweep::worker {
@@ -32,6 +33,22 @@ Result<void> check_unchanged(const std::string& what, const std::string& path,
 }
 
 }  // namespace
+
+std::uint64_t loaded_bytes(const Transformer& model) {
+  std::uint64_t sum = 0;
+  for (const auto& [name, weight] : model.weights()) sum += weight.nbytes();
+  return sum;
+}
+
+std::uint64_t loaded_bytes(const TokenDocuments& documents) {
+  // A byte a token, the last target included, and one for the length.
+  return documents.count() * (documents.max_rows() + 2) +
+         documents.held_out_documents().size() * sizeof(std::uint64_t);
+}
+
+std::uint64_t loaded_bytes(const ActivationDocuments& documents) {
+  return documents.count() / 8 + documents.held_out_documents().size() * sizeof(std::uint64_t);
+}
 
 Result<std::shared_ptr<const Transformer>> WarmCache::model(const sweeps::ModelSpec& spec) {
   const std::string key = canonical_json({{"path", spec.path},
@@ -73,6 +90,21 @@ Result<std::shared_ptr<const ActivationDocuments>> WarmCache::activations(
         }
         return ActivationDocuments::open(data, holdout);
       });
+}
+
+std::uint64_t WarmCache::bytes() const {
+  return models_.bytes() + tokens_.bytes() + activations_.bytes();
+}
+
+void WarmCache::make_room(std::uint64_t memory, std::uint64_t needed) {
+  if (memory == 0) return;
+  needed += sweeps::kExecutorBytes;
+  const std::uint64_t limit = memory > needed ? memory - needed : 0;
+  const std::uint64_t before = bytes();
+  while (bytes() > limit && (tokens_.drop_one() || activations_.drop_one() || models_.drop_one())) {
+  }
+  if (const std::uint64_t after = bytes(); after < before)
+    log::info("warm.dropped bytes={} left={} limit={}", before - after, after, limit);
 }
 
 void WarmCache::clear() {

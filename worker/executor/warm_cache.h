@@ -1,8 +1,10 @@
 // Models and documents that stay loaded between runs: the next run on a slot mostly needs the same
-// ones. Each kind keeps the few that were used last. Trial thread.
+// ones. Each kind keeps the few that were used last, and all together no more than a run leaves
+// them. Trial thread.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <list>
 #include <memory>
@@ -15,6 +17,11 @@
 #include "worker/models/transformer.h"
 
 namespace saesweep::worker {
+
+// Bytes in memory; rows of activations are in mapped files.
+std::uint64_t loaded_bytes(const Transformer& model);
+std::uint64_t loaded_bytes(const TokenDocuments& documents);
+std::uint64_t loaded_bytes(const ActivationDocuments& documents);
 
 // The last `kept` values by key.
 template <class T>
@@ -35,6 +42,20 @@ class RecentlyUsed {
     entries_.emplace_front(key, value);
     return value;
   }
+  std::uint64_t bytes() const {
+    std::uint64_t sum = 0;
+    for (const auto& [key, value] : entries_) sum += loaded_bytes(*value);
+    return sum;
+  }
+  // Drops the oldest that nobody else holds; false if there is none.
+  bool drop_one() {
+    for (auto entry = entries_.end(); entry != entries_.begin();) {
+      if ((--entry)->second.use_count() > 1) continue;
+      entries_.erase(entry);
+      return true;
+    }
+    return false;
+  }
   void clear() { entries_.clear(); }
 
  private:
@@ -51,6 +72,11 @@ class WarmCache {
                                                        int context, unsigned threads);
   Result<std::shared_ptr<const ActivationDocuments>> activations(const sweeps::DataSpec& data,
                                                                  double holdout);
+  std::uint64_t bytes() const;
+  // Before a run that takes `needed` of the slot's `memory` (0: unknown, nothing is done) beside
+  // what stays loaded and LibTorch itself: drops what nobody holds until it fits, or nothing of
+  // that kind is left. Documents before models: they are larger, and quicker to have again.
+  void make_room(std::uint64_t memory, std::uint64_t needed);
   void clear();
 
  private:

@@ -43,7 +43,8 @@ struct ForwardRequest {
   bool logits = true;                // false: stop after the deepest captured hook
   std::string replace_hook;          // empty: none. Captures at the same hook see the old value.
   HookReplacement replacement;
-  // Inputs and results of the products of the blocks in bf16, everything else in fp32: for training.
+  // Inputs and results of the products of the blocks in bf16, everything else in fp32: for
+  // training.
   bool bf16_products = false;
 };
 

@@ -1,11 +1,15 @@
 #include "worker/training/cohort.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include <algorithm>
-#include <new>
+#include <exception>
+#include <utility>
 
 #include "core/check.h"
+#include "worker/thrown.h"
+#include "worker/training/products/scratch.h"
 
 namespace saesweep::worker {
 
@@ -35,7 +39,7 @@ struct Cohort::State {
 Cohort::Cohort(RowStream& stream, ThreadPool&) : state_(std::make_unique<State>()) {
   state_->stream = &stream;
 }
-Cohort::~Cohort() = default;
+Cohort::~Cohort() { products::Scratch::drop_idle(); }
 
 void Cohort::add(std::string name, std::unique_ptr<SaeTrainer> trainer) {
   SAE_CHECK(find(name) == nullptr, "{} joined twice", name);
@@ -81,12 +85,10 @@ Result<std::vector<Cohort::Outcome>> Cohort::advance() {
       continue;
     try {
       outcomes.push_back({member.name, trainer.train_step(state_->batch)});
-    } catch (const std::bad_alloc&) {
-      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted,
-                                            "out of memory in step {}", trainer.step())});
-    } catch (const c10::Error& error) {
-      outcomes.push_back({member.name, fail(ErrorCode::kResourceExhausted, "step {}: {}",
-                                            trainer.step(), error.what_without_backtrace())});
+    } catch (const std::exception& thrown) {
+      Error error = error_of(thrown);
+      error.message = fmt::format("step {}: {}", trainer.step(), error.message);
+      outcomes.push_back({member.name, fail(std::move(error))});
     }
   }
   return outcomes;

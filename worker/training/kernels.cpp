@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 
 // One source, compiled for several instruction sets and chosen at start: the same kind of machine
 // gives the same bytes. Sanitizers do not get along with the choice, which happens before they
@@ -67,6 +68,30 @@ SAE_VECTOR_CLONES std::int64_t relu_row(const float* __restrict f, const float* 
   return active;
 }
 
+SAE_VECTOR_CLONES std::int64_t relu_of(const float* __restrict z, const float* __restrict bias,
+                                       float* __restrict f, float& check, std::int64_t n) {
+  std::int32_t active = 0;
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+      const float value = z[i + lane] + bias[i + lane];
+      const float kept = value < 0 ? 0.0F : value;
+      lanes[lane] += kept * 0.0F;  // NaN and infinity times 0 are NaN
+      active += value > 0 ? 1 : 0;
+      f[i + lane] = kept;
+    }
+  for (; i < n; ++i) {
+    const float value = z[i] + bias[i];
+    const float kept = value < 0 ? 0.0F : value;
+    check += kept * 0.0F;
+    active += value > 0 ? 1 : 0;
+    f[i] = kept;
+  }
+  for (const float lane : lanes) check += lane;
+  return active;
+}
+
 SAE_VECTOR_CLONES bool all_finite(const float* __restrict x, std::int64_t n) {
   float lanes[kLanes] = {};
   std::int64_t i = 0;
@@ -115,6 +140,33 @@ void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
     hint = 0;
   }
   out.insert(out.end(), scratch.begin(), scratch.end());
+}
+
+SAE_VECTOR_CLONES void gather_slice(const Touch* __restrict touches, std::int64_t count,
+                                    const float* __restrict slice, bool add,
+                                    float* __restrict first, float* __restrict second,
+                                    std::int64_t width) {
+  using Line = float __attribute__((vector_size(64)));
+  Line sum_first{}, sum_second{};
+  if (add) {
+    std::memcpy(&sum_first, first, static_cast<std::size_t>(width) * sizeof(float));
+    std::memcpy(&sum_second, second, static_cast<std::size_t>(width) * sizeof(float));
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float* row = slice + std::int64_t{touches[i].row} * 2 * kLanes;
+    Line of_first, of_second;
+    std::memcpy(&of_first, row, sizeof(Line));
+    std::memcpy(&of_second, row + kLanes, sizeof(Line));
+    sum_first += touches[i].value * of_first;
+    sum_second += touches[i].pull * of_second;
+  }
+  if (width == kLanes) {
+    std::memcpy(first, &sum_first, sizeof(Line));
+    std::memcpy(second, &sum_second, sizeof(Line));
+    return;
+  }
+  std::memcpy(first, &sum_first, static_cast<std::size_t>(width) * sizeof(float));
+  std::memcpy(second, &sum_second, static_cast<std::size_t>(width) * sizeof(float));
 }
 
 SAE_VECTOR_CLONES void adam(const AdamStep& step, const float* __restrict gradient,

@@ -25,6 +25,10 @@ double sum_of_squares(const float* x, std::int64_t n);
 std::int64_t relu_row(const float* f, const float* pull, float* g, float* f_sums, float* g_sums,
                       std::int64_t n);
 
+// One row of a block of pre-activations without bias: f = max(z + bias, 0). Adds to `check`, which
+// stays 0 unless one is NaN or +infinity. Returns how many f are > 0.
+std::int64_t relu_of(const float* z, const float* bias, float* f, float& check, std::int64_t n);
+
 bool all_finite(const float* x, std::int64_t n);
 
 struct Code {
@@ -39,6 +43,17 @@ void collect_above(const float* z, std::int64_t n, float threshold, std::vector<
 // the k-th value: it changes the speed and never the result; updated for the next row.
 void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
                   std::vector<Code>& scratch, std::vector<Code>& out);
+
+// A row of the batch that a latent touches: with an activation, and the gradient of its
+// pre-activation.
+struct Touch {
+  std::int32_t row;
+  float value, pull;
+};
+// The sums of value x first and pull x second over the touched rows of a slice [row][16 of the
+// first, 16 of the second], in order; `width` <= 16 columns are written, or added with `add`.
+void gather_slice(const Touch* touches, std::int64_t count, const float* slice, bool add,
+                  float* first, float* second, std::int64_t width);
 
 struct AdamStep {
   float rate, beta1, beta2, epsilon;

@@ -3,18 +3,28 @@
 //   standard_bricken  penalty l1 * f_i, decoder rows of unit norm   (Bricken et al. 2023)
 //   p_anneal          penalty l1 * f_i^p while p falls, unit norm   (Karvonen et al. 2024)
 // As dictionary_learning trains them; the recipe states every reduction.
+//
+// While many latents are active a pass is five dense products; once few are, only the encoder's
+// product is dense and the rest touches what is active. Which, the batch's own L0 decides.
 #include <ATen/ATen.h>
 
 #include <cmath>
 #include <deque>
 
 #include "worker/training/kernels.h"
+#include "worker/training/packing.h"
+#include "worker/training/selection.h"
+#include "worker/training/slabs.h"
+#include "worker/training/sparse_passes.h"
 #include "worker/training/trainer_base.h"
 
 namespace saesweep::worker {
 namespace {
 
 constexpr std::size_t kQueue = 10;  // steps whose penalties rescale the coefficient
+// Four dense products cost what the sparse passes cost at this share of active latents; part of the
+// numerics.
+constexpr double kSparseBelow = 1.0 / 16;
 
 class ReluTrainer final : public TrainerBase {
  public:
@@ -42,8 +52,33 @@ class ReluTrainer final : public TrainerBase {
  private:
   bool weighs_norms() const { return spec_.architecture == sweeps::Architecture::kStandard; }
   PassSums pass(const at::Tensor& x) override;
+  // A batch on its way through a pass.
+  struct Batch {
+    const at::Tensor& x;
+    CentredRows rows;  // x - b_dec
+    const PackedEncoder& encode;
+    const float* norm;         // of decoder rows, where the penalty weighs them
+    double scale;              // of the penalty, of a mean over rows
+    std::vector<float> pulls;  // of the penalty on each latent, unless it is curved
+    bool curved;
+  };
+  struct Sums {
+    double squared_error = 0, penalty = 0, next_penalty = 0;  // penalties only if curved
+    std::vector<double> g_columns;                            // gradient of the reconstruction
+    std::vector<double> f_columns;                            // by latent
+  };
+  // Both fill the gradients of W_dec (of the reconstruction), W_enc and b_enc.
+  Sums dense(const Batch& batch_in, const Slabs& f);
+  Sums sparse(const Batch& batch_in, const SparseCodes& codes);
+  // f = relu of all pre-activations. Returns how many are > 0; nothing if one is not finite.
+  std::optional<std::int64_t> encode_all(const Batch& batch_in, const Slabs& f) const;
+  SparseCodes positive(const Slabs& f) const;
+  bool is_sparse(double active) const {
+    return active < kSparseBelow * static_cast<double>(batch()) * static_cast<double>(d_sae());
+  }
+
   // The pull on each latent of a row under a penalty of powers, scaled; adds up the row's penalty
-  // at p and at the next p.
+  // at p and at the next p. For all latents of a row or the active ones.
   void bend(const float* f, double scale, std::vector<double>& powers, std::vector<float>& pull,
             double& penalty, double& next_penalty) const;
   void keep_bookkeeping() override;
@@ -65,6 +100,7 @@ class ReluTrainer final : public TrainerBase {
   std::uint64_t updates_ = 0;                    // of p so far
   std::deque<std::pair<double, double>> queue_;  // mean penalty at p and at next_p
   std::pair<double, double> last_penalties_{};   // of the last pass
+  bool expect_sparse_ = false;                   // as the last batch was: speed only
 };
 
 void ReluTrainer::bend(const float* f, double scale, std::vector<double>& powers,
@@ -87,96 +123,275 @@ void ReluTrainer::bend(const float* f, double scale, std::vector<double>& powers
   if (next_p_) next_penalty += penalty_of_row(next, *next_p_);
 }
 
+std::optional<std::int64_t> ReluTrainer::encode_all(const Batch& batch_in, const Slabs& f) const {
+  const std::int64_t d = d_in(), width = d_sae();
+  std::vector<std::int64_t> active(static_cast<std::size_t>(tiles()), 0);
+  std::vector<float> checks(active.size(), 0);
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    const auto left = left_operand(rows_of(batch_in.rows.data + first * d, d), count, d,
+                                   batch_in.encode.panels.numbers());
+    std::int64_t found = 0;
+    float check = 0;
+    products::for_each_block(
+        left, batch_in.encode.panels,
+        [&](std::int64_t row, std::int64_t latent, const float* block) {
+          const std::int64_t height = std::min(products::kBlockRows, count - row);
+          const std::int64_t wide = std::min(products::kBlockColumns, width - latent);
+          for (std::int64_t i = 0; i < height; ++i)
+            found += kernels::relu_of(block + i * products::kBlockColumns,
+                                      &batch_in.encode.bias[static_cast<std::size_t>(latent)],
+                                      f.at(first + row + i, latent), check, wide);
+        });
+    active[static_cast<std::size_t>(index)] = found;
+    checks[static_cast<std::size_t>(index)] = check;
+  });
+  std::int64_t total = 0;
+  for (const std::int64_t of_tile : active) total += of_tile;
+  for (const float check : checks)
+    if (check != 0 || std::isnan(check)) return std::nullopt;
+  return total;
+}
+
+SparseCodes ReluTrainer::positive(const Slabs& f) const {
+  std::vector<std::vector<kernels::Code>> found(static_cast<std::size_t>(tiles()));
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(batch()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    auto& out = found[static_cast<std::size_t>(index)];
+    for (std::int64_t row = first; row < first + count; ++row) {
+      const std::size_t before = out.size();
+      for (std::int64_t latent = 0; latent < d_sae(); latent += Slabs::kSlab) {
+        const std::size_t of_slab = out.size();
+        kernels::collect_above(f.at(row, latent), std::min(Slabs::kSlab, d_sae() - latent), 0, out);
+        for (std::size_t i = of_slab; i < out.size(); ++i)
+          out[i].latent += static_cast<std::int32_t>(latent);
+      }
+      counts[static_cast<std::size_t>(row)] = static_cast<std::int64_t>(out.size() - before);
+    }
+  });
+  SparseCodes codes;
+  codes.assign(counts, found);
+  return codes;
+}
+
+ReluTrainer::Sums ReluTrainer::dense(const Batch& batch_in, const Slabs& f) {
+  const std::int64_t d = d_in(), width = d_sae(), rows = batch();
+  const products::Numbers numbers = batch_in.encode.panels.numbers();
+  const Slabs d_pre(rows, width);       // gradient of the pre-activations
+  const products::Scratch g(rows * d);  // gradient of the reconstruction
+  const float* w_dec = parameters_.w_dec.const_data_ptr<float>();
+  const float* b_dec = parameters_.b_dec.const_data_ptr<float>();
+  const float* x = batch_in.x.const_data_ptr<float>();
+  const products::Panels decode = right_operand(*pool_, columns_of(w_dec, d), d, width, numbers);
+  const products::Panels decode_back = right_operand(*pool_, rows_of(w_dec, d), width, d, numbers);
+  struct TileSums {
+    double squared_error = 0, penalty = 0, next_penalty = 0;
+    std::vector<double> g_columns;
+    std::vector<float> f_columns, d_columns;
+  };
+  std::vector<TileSums> tile_sums(static_cast<std::size_t>(tiles()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    TileSums& sum = tile_sums[static_cast<std::size_t>(index)];
+    const products::Scratch error(count * d);
+    {
+      products::Panels codes(count, width, products::kBlockRows, numbers);
+      for (std::int64_t slab = 0; slab < codes.chunks(); ++slab)
+        codes.pack_chunk(f.of_rows(first, slab), slab);
+      products::multiply(codes, decode, error.data(), d);
+    }
+    float* gradient = g.data() + first * d;
+    const auto factor = static_cast<float>(2.0 / static_cast<double>(rows));
+    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    for (std::int64_t row = 0; row < count; ++row)
+      for (std::int64_t j = 0; j < d; ++j) {
+        float& e = error.data()[row * d + j];
+        e = e + b_dec[j] - x[(first + row) * d + j];
+        gradient[row * d + j] = e * factor;
+        sum.g_columns[static_cast<std::size_t>(j)] += gradient[row * d + j];
+      }
+    sum.squared_error = kernels::sum_of_squares(error.data(), count * d);
+
+    if (batch_in.curved) {
+      // The pull waits where the gradient will stand.
+      std::vector<float> f_row(static_cast<std::size_t>(width)), pull(f_row.size(), 0.0F);
+      std::vector<double> powers(f_row.size());
+      for (std::int64_t row = first; row < first + count; ++row) {
+        for (std::int64_t latent = 0; latent < width; latent += Slabs::kSlab)
+          std::copy_n(f.at(row, latent), std::min(Slabs::kSlab, width - latent),
+                      f_row.begin() + latent);
+        bend(f_row.data(), batch_in.scale, powers, pull, sum.penalty, sum.next_penalty);
+        for (std::int64_t latent = 0; latent < width; latent += Slabs::kSlab)
+          std::copy_n(pull.begin() + latent, std::min(Slabs::kSlab, width - latent),
+                      d_pre.at(row, latent));
+      }
+    }
+    sum.f_columns.assign(static_cast<std::size_t>(width), 0);
+    sum.d_columns.assign(static_cast<std::size_t>(width), 0);
+    products::for_each_block(
+        left_operand(rows_of(gradient, d), count, d, numbers), decode_back,
+        [&](std::int64_t row, std::int64_t latent, float* block) {
+          const std::int64_t height = std::min(products::kBlockRows, count - row);
+          const std::int64_t wide = std::min(products::kBlockColumns, width - latent);
+          const auto column = static_cast<std::size_t>(latent);
+          for (std::int64_t i = 0; i < height; ++i) {
+            float* to = d_pre.at(first + row + i, latent);
+            float* of_row = block + i * products::kBlockColumns;
+            kernels::relu_row(f.at(first + row + i, latent),
+                              batch_in.curved ? to : &batch_in.pulls[column], of_row,
+                              &sum.f_columns[column], &sum.d_columns[column], wide);
+            std::copy_n(of_row, wide, to);
+          }
+        });
+  });
+
+  Sums sums;
+  sums.g_columns.assign(static_cast<std::size_t>(d), 0);
+  sums.f_columns.assign(static_cast<std::size_t>(width), 0);
+  std::vector<double> d_columns(static_cast<std::size_t>(width), 0);
+  for (const TileSums& tile : tile_sums) {
+    sums.squared_error += tile.squared_error;
+    sums.penalty += tile.penalty;
+    sums.next_penalty += tile.next_penalty;
+    for (std::size_t j = 0; j < sums.g_columns.size(); ++j) sums.g_columns[j] += tile.g_columns[j];
+    for (std::size_t i = 0; i < d_columns.size(); ++i) {
+      sums.f_columns[i] += tile.f_columns[i];
+      d_columns[i] += tile.d_columns[i];
+    }
+  }
+  for (std::size_t i = 0; i < d_columns.size(); ++i)
+    gradients_.b_enc.mutable_data_ptr<float>()[i] = static_cast<float>(d_columns[i]);
+  const products::Panels g_right = right_operand(*pool_, columns_of(g.data(), d), d, rows, numbers);
+  const products::Panels x_right =
+      right_operand(*pool_, columns_of(batch_in.rows.data, d), d, rows, numbers);
+  for_product_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    const auto gradient_of = [&](const Slabs& codes, const products::Panels& right, float* out) {
+      products::Panels left(count, rows, products::kBlockRows, numbers);
+      for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk)
+        left.pack_chunk(codes.of_latents(first, chunk * products::kDepthChunk), chunk);
+      products::multiply(left, right, out + first * d, d);
+    };
+    gradient_of(f, g_right, gradients_.w_dec.mutable_data_ptr<float>());
+    gradient_of(d_pre, x_right, gradients_.w_enc.mutable_data_ptr<float>());
+  });
+  return sums;
+}
+
+ReluTrainer::Sums ReluTrainer::sparse(const Batch& batch_in, const SparseCodes& codes) {
+  const std::int64_t d = d_in(), rows = batch();
+  const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(),
+                        parameters_.b_dec.const_data_ptr<float>(), d};
+  std::vector<float> d_codes(codes.entries.size());
+  const products::Scratch error(rows * d);
+  SlicedRows g_and_x(rows, d);
+  std::vector<DecodeSums> decoded(static_cast<std::size_t>(tiles()));
+  std::vector<std::pair<double, double>> penalties(decoded.size());  // at p, at the next p
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    const auto tile = static_cast<std::size_t>(index);
+    decoded[tile] =
+        decode_rows(codes, decoder, batch_in.x.const_data_ptr<float>(), batch_in.rows.data,
+                    static_cast<float>(2.0 / static_cast<double>(rows)), first, count, error.data(),
+                    d_codes, g_and_x);
+    std::vector<float> f, pull;
+    std::vector<double> powers;
+    for (std::int64_t row = first; row < first + count; ++row) {
+      const auto begin = static_cast<std::size_t>(codes.begin(row));
+      const auto active = static_cast<std::size_t>(codes.end(row)) - begin;
+      if (batch_in.curved) {
+        f.resize(active);
+        pull.resize(active);
+        powers.resize(active);
+        for (std::size_t i = 0; i < active; ++i) f[i] = codes.entries[begin + i].value;
+        bend(f.data(), batch_in.scale, powers, pull, penalties[tile].first, penalties[tile].second);
+      }
+      for (std::size_t i = 0; i < active; ++i)
+        d_codes[begin + i] +=
+            batch_in.curved
+                ? pull[i]
+                : batch_in.pulls[static_cast<std::size_t>(codes.entries[begin + i].latent)];
+    }
+  });
+  weight_gradients(
+      *pool_, codes, d_codes, g_and_x, /*add=*/false,
+      {gradients_.w_dec.mutable_data_ptr<float>(), gradients_.w_enc.mutable_data_ptr<float>(),
+       gradients_.b_enc.mutable_data_ptr<float>(), d_sae()});
+  Sums sums;
+  sums.g_columns.assign(static_cast<std::size_t>(d), 0);
+  sums.f_columns.assign(static_cast<std::size_t>(d_sae()), 0);
+  for (const auto& code : codes.entries)
+    sums.f_columns[static_cast<std::size_t>(code.latent)] += code.value;
+  for (std::size_t tile = 0; tile < decoded.size(); ++tile) {
+    sums.squared_error += decoded[tile].squared_error;
+    sums.penalty += penalties[tile].first;
+    sums.next_penalty += penalties[tile].second;
+    for (std::size_t j = 0; j < sums.g_columns.size(); ++j)
+      sums.g_columns[j] += decoded[tile].g_columns[j];
+  }
+  return sums;
+}
+
 PassSums ReluTrainer::pass(const at::Tensor& x) {
   const std::int64_t d = d_in(), width = d_sae(), rows = batch();
   const double scale = sparsity_scale() * l1_;
   const auto inverse_rows = 1.0 / static_cast<double>(rows);
-  // Kept for the gradients of the weights, which sum over all rows.
-  at::Tensor f = at::empty({rows, width}, at::kFloat);      // [batch, d_sae]
-  at::Tensor d_pre = at::empty({rows, width}, at::kFloat);  // gradient of the pre-activations
-  at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
-  at::Tensor g = at::empty({rows, d}, at::kFloat);  // gradient of the reconstruction
-  const at::Tensor norms = weighs_norms() ? parameters_.w_dec.square().sum(1).sqrt() : at::Tensor();
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
-  const at::Tensor decoder = operand(parameters_.w_dec);
-  const float* norm = norms.defined() ? norms.const_data_ptr<float>() : nullptr;
-
-  struct Sums {
-    double squared_error = 0, penalty = 0, next_penalty = 0, active = 0;
-    bool finite = true;
-    std::vector<double> g_columns;
-    std::vector<float> f_columns, d_columns;
-  };
-  std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
-  // While p is 1 and stays it, p_anneal has the penalty of standard_bricken.
-  const bool curved = anneals_ && (p_ != 1 || next_p_);
-  std::vector<float> pulls(static_cast<std::size_t>(width));  // of the penalty on each latent
-  for (std::int64_t i = 0; i < width; ++i)
-    pulls[static_cast<std::size_t>(i)] =
-        static_cast<float>(scale * inverse_rows) * (norm != nullptr ? norm[i] : 1.0F);
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    Sums& sum = sums[static_cast<std::size_t>(index)];
-    at::Tensor rows_in = x_centred.narrow(0, first, count);
-    rows_in.copy_(centred(x, first, count));
-    at::Tensor codes = f.narrow(0, first, count);
-    multiply(codes, rows_in, encoder_t);
-    codes.add_(parameters_.b_enc);
-    sum.finite = kernels::all_finite(codes.const_data_ptr<float>(), count * width);
-    codes.clamp_min_(0);
-    at::Tensor error = at::empty({count, d}, at::kFloat);
-    multiply(error, codes, decoder);
-    error.add_(parameters_.b_dec).sub_(x.narrow(0, first, count));
-    sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
-    at::Tensor gradient = g.narrow(0, first, count);
-    gradient.copy_(error);
-    gradient.mul_(2 * inverse_rows);
-    at::Tensor d_codes = d_pre.narrow(0, first, count);
-    multiply(d_codes, gradient, decoder.t());
-
-    sum.f_columns.assign(static_cast<std::size_t>(width), 0);
-    sum.d_columns.assign(static_cast<std::size_t>(width), 0);
-    std::vector<float> pull = pulls;
-    std::vector<double> powers(curved ? static_cast<std::size_t>(width) : 0);
-    for (std::int64_t row = 0; row < count; ++row) {
-      const float* f_row = codes.const_data_ptr<float>() + row * width;
-      if (curved) bend(f_row, scale * inverse_rows, powers, pull, sum.penalty, sum.next_penalty);
-      sum.active += static_cast<double>(
-          kernels::relu_row(f_row, pull.data(), d_codes.mutable_data_ptr<float>() + row * width,
-                            sum.f_columns.data(), sum.d_columns.data(), width));
-    }
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    const float* g_values = gradient.const_data_ptr<float>();
-    for (std::int64_t row = 0; row < count; ++row)
+  const products::Scratch x_centred(rows * d);
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    const float* b_dec = parameters_.b_dec.const_data_ptr<float>();
+    const float* from = x.const_data_ptr<float>();
+    for (std::int64_t row = first; row < first + count; ++row)
       for (std::int64_t j = 0; j < d; ++j)
-        sum.g_columns[static_cast<std::size_t>(j)] += g_values[row * d + j];
+        x_centred.data()[row * d + j] = from[row * d + j] - b_dec[j];
   });
+  const at::Tensor norms = weighs_norms() ? parameters_.w_dec.square().sum(1).sqrt() : at::Tensor();
+  const PackedEncoder encode =
+      pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
+                   parameters_.b_enc.const_data_ptr<float>(), width, d, numbers_of(spec_));
+  Batch batch_in{.x = x,
+                 .rows = {x_centred.data(), rows, d, kRowsPerTile},
+                 .encode = encode,
+                 .norm = norms.defined() ? norms.const_data_ptr<float>() : nullptr,
+                 .scale = scale * inverse_rows,
+                 .pulls = std::vector<float>(static_cast<std::size_t>(width)),
+                 // While p is 1 and stays it, p_anneal has the penalty of standard_bricken.
+                 .curved = anneals_ && (p_ != 1 || next_p_)};
+  const float* norm = batch_in.norm;
+  for (std::int64_t i = 0; i < width; ++i)
+    batch_in.pulls[static_cast<std::size_t>(i)] =
+        static_cast<float>(batch_in.scale) * (norm != nullptr ? norm[i] : 1.0F);
 
-  std::vector<double> f_total(static_cast<std::size_t>(width), 0), d_total = f_total;
-  for (const Sums& sum : sums)
-    for (std::size_t i = 0; i < f_total.size(); ++i) {
-      f_total[i] += sum.f_columns[i];
-      d_total[i] += sum.d_columns[i];
-    }
-  std::vector<char> fired(static_cast<std::size_t>(width), 0);
-  for (std::size_t i = 0; i < fired.size(); ++i) {
-    fired[i] = f_total[i] > 0 ? 1 : 0;
-    gradients_.b_enc.mutable_data_ptr<float>()[i] = static_cast<float>(d_total[i]);
+  // Pre-activations are the same bytes whichever way they are looked at, so that what is expected
+  // changes the speed alone.
+  PassSums result;
+  Sums sums;
+  std::int64_t active = 0;
+  SparseCodes codes;
+  bool counted = false;
+  if (expect_sparse_) {
+    result.finite = select_above(*pool_, batch_in.rows, encode, 0, codes);
+    active = static_cast<std::int64_t>(codes.entries.size());
+    counted = is_sparse(static_cast<double>(active));
   }
+  if (counted) {
+    sums = sparse(batch_in, codes);
+  } else {
+    const Slabs f(rows, width);
+    const auto found = encode_all(batch_in, f);
+    result.finite = found.has_value();
+    active = found.value_or(0);
+    expect_sparse_ = found && is_sparse(static_cast<double>(active));
+    sums = expect_sparse_ ? sparse(batch_in, positive(f)) : dense(batch_in, f);
+  }
+
+  std::vector<char> fired(static_cast<std::size_t>(width), 0);
+  for (std::size_t i = 0; i < fired.size(); ++i) fired[i] = sums.f_columns[i] > 0 ? 1 : 0;
   std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(product_blocks()));
-  const at::Tensor g_operand = operand(g), x_operand = operand(x_centred);
   for_product_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    const at::Tensor codes = f.narrow(1, first, count);
-    const at::Tensor d_codes = d_pre.narrow(1, first, count);
-    multiply(gradients_.w_dec.narrow(0, first, count), codes.t(), g_operand);
-    multiply(gradients_.w_enc.narrow(0, first, count), d_codes.t(), x_operand);
     if (norm != nullptr) {
       // The penalty pulls on the decoder's norms too.
       float* rows_out = gradients_.w_dec.mutable_data_ptr<float>();
-      const float* weights = parameters_.w_dec.const_data_ptr<float>();
       for (std::int64_t latent = first; latent < first + count; ++latent) {
-        const double mean = f_total[static_cast<std::size_t>(latent)] * (scale * inverse_rows);
+        const double mean = sums.f_columns[static_cast<std::size_t>(latent)] * batch_in.scale;
         if (norm[latent] > 0)
-          kernels::axpy(static_cast<float>(mean / norm[latent]), weights + latent * d,
+          kernels::axpy(static_cast<float>(mean / norm[latent]),
+                        parameters_.w_dec.const_data_ptr<float>() + latent * d,
                         rows_out + latent * d, d);
       }
     }
@@ -184,38 +399,28 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     through.assign(static_cast<std::size_t>(d), 0);
     const float* encoder = parameters_.w_enc.const_data_ptr<float>();
     for (std::int64_t latent = first; latent < first + count; ++latent) {
-      const double pull = d_total[static_cast<std::size_t>(latent)];
+      const double pull = gradients_.b_enc.const_data_ptr<float>()[latent];
       for (std::int64_t j = 0; j < d; ++j)
         through[static_cast<std::size_t>(j)] += pull * encoder[latent * d + j];
     }
   });
-
-  PassSums result;
-  double squared_error = 0, penalty = 0, next_penalty = 0, active = 0;
-  std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
-  for (const Sums& sum : sums) {
-    squared_error += sum.squared_error;
-    penalty += sum.penalty;
-    next_penalty += sum.next_penalty;
-    active += sum.active;
-    result.finite = result.finite && sum.finite;
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-  }
-  if (!curved)
-    for (std::size_t i = 0; i < f_total.size(); ++i)
-      penalty += f_total[i] * (norm != nullptr ? norm[i] : 1.0F);
+  double penalty = sums.penalty;
+  if (!batch_in.curved)
+    for (std::size_t i = 0; i < sums.f_columns.size(); ++i)
+      penalty += sums.f_columns[i] * (norm != nullptr ? norm[i] : 1.0F);
   // b_dec is subtracted before the encoder as well.
+  std::vector<double>& b_dec = sums.g_columns;
   for (const auto& through : through_encoder)
     for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= through[j];
   for (std::int64_t j = 0; j < d; ++j)
     gradients_.b_dec.mutable_data_ptr<float>()[j] =
         static_cast<float>(b_dec[static_cast<std::size_t>(j)]);
-  result.reconstruction = squared_error * inverse_rows;
+  result.reconstruction = sums.squared_error * inverse_rows;
   result.sparsity = penalty * inverse_rows * scale;
-  result.l0 = active * inverse_rows;
-  result.fve = variance_explained(x, squared_error);
+  result.l0 = static_cast<double>(active) * inverse_rows;
+  result.fve = variance_explained(x, sums.squared_error);
   next_silence_ = advance_silence(fired);
-  last_penalties_ = {penalty * inverse_rows, next_penalty * inverse_rows};
+  last_penalties_ = {penalty * inverse_rows, sums.next_penalty * inverse_rows};
   return result;
 }
 

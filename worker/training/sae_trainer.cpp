@@ -37,11 +37,14 @@ std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64
   const std::uint64_t parameters = 2 * d * spec.d_sae + spec.d_sae + d;
   const bool dense = spec.architecture != sweeps::Architecture::kTopK &&
                      spec.architecture != sweeps::Architecture::kBatchTopK;
-  // Weights, gradients and two moments; a batch, its error and gradients; dense families keep codes
-  // and their gradients, the others a tile a thread and what was selected.
+  // Weights, gradients and two moments, and the weights packed as operands; of a batch the rows,
+  // centred, reconstructed, differentiated and packed. Dense families keep codes and their
+  // gradients, the others what was selected, twice over; and tiles of 256 rows, a few at a time.
+  const std::uint64_t packed = d * spec.d_sae * (dense ? 3 : 1);
   const std::uint64_t of_batch =
-      spec.batch * (4 * d + (dense ? 2 * spec.d_sae : 16 * spec.k.value_or(0)));
-  return 4 * (4 * parameters + of_batch + 4 * 256 * spec.d_sae) + (std::uint64_t{16} << 20);
+      spec.batch * (8 * d + (dense ? 2 * spec.d_sae : 24 * spec.k.value_or(0)));
+  const std::uint64_t tiles = 8 * 256 * (dense ? spec.d_sae + 2 * d : 2 * d);
+  return 4 * (4 * parameters + packed + of_batch + tiles) + (std::uint64_t{16} << 20);
 }
 
 }  // namespace saesweep::worker

@@ -2,8 +2,8 @@
 // (batchtopk), and latents that have long been silent learn to explain what is left (AuxK).
 // As dictionary_learning trains them (Gao et al. 2024; Bussmann et al. 2024).
 //
-// Only kept activations are decoded and differentiated: after the encoder's product nothing of size
-// [batch, d_sae] is touched.
+// Only kept activations are stored, decoded and differentiated: nothing of size [batch, d_sae] is
+// ever in memory.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -11,7 +11,9 @@
 #include <limits>
 
 #include "worker/training/kernels.h"
-#include "worker/training/sparse_codes.h"
+#include "worker/training/packing.h"
+#include "worker/training/selection.h"
+#include "worker/training/sparse_passes.h"
 #include "worker/training/trainer_base.h"
 
 namespace saesweep::worker {
@@ -43,63 +45,40 @@ class TopKTrainer final : public TrainerBase {
   // Ranking changes with the norms, so they are not folded; they are 1.
   bool folds_decoder_norms() const override { return false; }
 
+  // x - b_dec, [rows, d_in].
+  void centre(const at::Tensor& x, at::Tensor& x_centred) const;
   // Selected codes of the batch; false: a pre-activation was not finite.
-  bool encode(const at::Tensor& x, at::Tensor& x_centred, SparseCodes& codes);
-  // All entries above `threshold`, by rows.
-  bool candidates(const at::Tensor& x, at::Tensor& x_centred, float threshold, SparseCodes& codes);
+  bool encode(const at::Tensor& x_centred, SparseCodes& codes);
   double smallest_selected(const SparseCodes& codes) const;
-  double auxiliary(const at::Tensor& x_centred, const at::Tensor& error, SparseCodes& codes,
-                   at::Tensor& gradient);
-  // Decodes and differentiates: d_codes are the gradients of the pre-activations.
-  void weight_gradients(const SparseCodes& codes, const std::vector<float>& d_codes,
-                        const at::Tensor& gradient, const at::Tensor& x_centred, bool add);
+  double auxiliary(const at::Tensor& x_centred, const at::Tensor& error);
+  WeightGradients gradients_of_latents();
 
   bool over_batch_;
   std::int64_t k_;
   double threshold_ = -1, next_threshold_ = -1;  // moving average; -1: not yet
   bool calibrated_ = false;
-  float batch_hint_ = 0;  // of the last k * batch-th value: speed only
+  SelectionHints hints_, aux_hints_;  // speed only
 };
 
-bool TopKTrainer::candidates(const at::Tensor& x, at::Tensor& x_centred, float threshold,
-                             SparseCodes& codes) {
-  const std::int64_t width = d_sae();
-  std::vector<std::vector<Code>> found(static_cast<std::size_t>(tiles()));
-  std::vector<char> finite(static_cast<std::size_t>(tiles()), 1);
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(batch()), 0);
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    auto& out = found[static_cast<std::size_t>(index)];
-    at::Tensor rows = x_centred.narrow(0, first, count);
-    rows.copy_(centred(x, first, count));
-    at::Tensor z = at::empty({count, width}, at::kFloat);
-    multiply(z, rows, encoder_t);
-    z.add_(parameters_.b_enc);
-    const float* values = z.const_data_ptr<float>();
-    if (!kernels::all_finite(values, count * width)) finite[static_cast<std::size_t>(index)] = 0;
-    std::vector<Code> scratch;
-    float hint = 0;
-    for (std::int64_t row = 0; row < count; ++row) {
-      const std::size_t before = out.size();
-      if (over_batch_)
-        kernels::collect_above(values + row * width, width, threshold, out);
-      else
-        kernels::select_top_k(values + row * width, width, k_, hint, scratch, out);
-      counts[static_cast<std::size_t>(first + row)] =
-          static_cast<std::int64_t>(out.size() - before);
-    }
+void TopKTrainer::centre(const at::Tensor& x, at::Tensor& x_centred) const {
+  const std::int64_t d = d_in();
+  const float* values = x.const_data_ptr<float>();
+  const float* bias = parameters_.b_dec.const_data_ptr<float>();
+  float* out = x_centred.mutable_data_ptr<float>();
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    for (std::int64_t row = first; row < first + count; ++row)
+      for (std::int64_t j = 0; j < d; ++j) out[row * d + j] = values[row * d + j] - bias[j];
   });
-  codes.assign(counts, found);
-  return std::all_of(finite.begin(), finite.end(), [](char c) { return c != 0; });
 }
 
-bool TopKTrainer::encode(const at::Tensor& x, at::Tensor& x_centred, SparseCodes& codes) {
-  bool finite = candidates(x, x_centred, over_batch_ ? batch_hint_ : 0.0F, codes);
-  if (!over_batch_) return finite;
-  const auto wanted = static_cast<std::size_t>(k_ * batch());
-  if (codes.entries.size() < wanted && batch_hint_ > 0) finite = candidates(x, x_centred, 0, codes);
-  if (codes.entries.size() > wanted) batch_hint_ = 0.8F * codes.keep_largest(wanted);
-  return finite;
+bool TopKTrainer::encode(const at::Tensor& x_centred, SparseCodes& codes) {
+  const PackedEncoder encoder =
+      pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
+                   parameters_.b_enc.const_data_ptr<float>(), d_sae(), d_in(), numbers_of(spec_));
+  const CentredRows rows{x_centred.const_data_ptr<float>(), batch(), d_in(), kRowsPerTile};
+  if (!over_batch_) return select_per_row(*pool_, rows, encoder, k_, hints_, codes);
+  return select_per_batch(*pool_, rows, encoder, static_cast<std::size_t>(k_ * batch()), hints_,
+                          codes);
 }
 
 double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
@@ -120,39 +99,9 @@ double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
   return rows == 0 ? 0 : sum / static_cast<double>(rows);
 }
 
-void TopKTrainer::weight_gradients(const SparseCodes& codes, const std::vector<float>& d_codes,
-                                   const at::Tensor& gradient, const at::Tensor& x_centred,
-                                   bool add) {
-  const std::int64_t d = d_in();
-  const LatentIndex index(codes, d_sae());
-  const float* g = gradient.const_data_ptr<float>();
-  const float* x = x_centred.const_data_ptr<float>();
-  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
-    for (std::int64_t latent = first; latent < first + count; ++latent) {
-      float* d_dec = gradients_.w_dec.mutable_data_ptr<float>() + latent * d;
-      float* d_enc = gradients_.w_enc.mutable_data_ptr<float>() + latent * d;
-      float& d_bias = gradients_.b_enc.mutable_data_ptr<float>()[latent];
-      if (!add) {
-        std::fill(d_dec, d_dec + d, 0.0F);
-        std::fill(d_enc, d_enc + d, 0.0F);
-        d_bias = 0;
-      }
-      double bias = 0;
-      for (std::int64_t at = index.begin(latent); at < index.end(latent); ++at) {
-        const auto [row, entry] = index.entry(at);
-        const auto e = static_cast<std::size_t>(entry);
-        if (at + 1 < index.end(latent)) {
-          const std::int64_t next = index.entry(at + 1).first;
-          kernels::prefetch(g + next * d, d);
-          kernels::prefetch(x + next * d, d);
-        }
-        kernels::axpy(codes.entries[e].value, g + row * d, d_dec, d);
-        if (d_codes[e] != 0) kernels::axpy(d_codes[e], x + row * d, d_enc, d);
-        bias += d_codes[e];
-      }
-      d_bias += static_cast<float>(bias);
-    }
-  });
+WeightGradients TopKTrainer::gradients_of_latents() {
+  return {gradients_.w_dec.mutable_data_ptr<float>(), gradients_.w_enc.mutable_data_ptr<float>(),
+          gradients_.b_enc.mutable_data_ptr<float>(), d_sae()};
 }
 
 PassSums TopKTrainer::pass(const at::Tensor& x) {
@@ -161,46 +110,24 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
   SparseCodes codes;
   PassSums result;
-  result.finite = encode(x, x_centred, codes);
+  centre(x, x_centred);
+  result.finite = encode(x_centred, codes);
 
   at::Tensor error = at::empty({rows, d}, at::kFloat);  // x_hat - x
-  at::Tensor gradient = at::empty({rows, d}, at::kFloat);
   std::vector<float> d_codes(codes.entries.size());
-  struct Sums {
-    double squared_error = 0;
-    std::vector<double> g_columns;
-  };
-  std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
-  const float* decoder = parameters_.w_dec.const_data_ptr<float>();
-  const float* bias = parameters_.b_dec.const_data_ptr<float>();
-  const float* values = x.const_data_ptr<float>();
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    Sums& sum = sums[static_cast<std::size_t>(index)];
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    const auto factor = static_cast<float>(2 * inverse_rows);
-    for (std::int64_t row = first; row < first + count; ++row) {
-      float* e = error.mutable_data_ptr<float>() + row * d;
-      float* g = gradient.mutable_data_ptr<float>() + row * d;
-      std::copy(bias, bias + d, e);
-      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
-        const Code& code = codes.entries[static_cast<std::size_t>(at)];
-        if (at + 1 < codes.end(row))
-          kernels::prefetch(decoder + codes.entries[static_cast<std::size_t>(at + 1)].latent * d,
-                            d);
-        kernels::axpy(code.value, decoder + code.latent * d, e, d);
-      }
-      kernels::axpy(-1, values + row * d, e, d);
-      sum.squared_error += kernels::sum_of_squares(e, d);
-      for (std::int64_t j = 0; j < d; ++j) {
-        g[j] = e[j] * factor;
-        sum.g_columns[static_cast<std::size_t>(j)] += g[j];
-      }
-      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
-        d_codes[static_cast<std::size_t>(at)] =
-            kernels::dot(g, decoder + codes.entries[static_cast<std::size_t>(at)].latent * d, d);
-    }
-  });
-  weight_gradients(codes, d_codes, gradient, x_centred, /*add=*/false);
+  std::vector<DecodeSums> sums(static_cast<std::size_t>(tiles()));
+  {
+    const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(),
+                          parameters_.b_dec.const_data_ptr<float>(), d};
+    SlicedRows g_and_x(rows, d);
+    for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+      sums[static_cast<std::size_t>(index)] =
+          decode_rows(codes, decoder, x.const_data_ptr<float>(), x_centred.const_data_ptr<float>(),
+                      static_cast<float>(2 * inverse_rows), first, count,
+                      error.mutable_data_ptr<float>(), d_codes, g_and_x);
+    });
+    weight_gradients(*pool_, codes, d_codes, g_and_x, /*add=*/false, gradients_of_latents());
+  }
 
   std::vector<char> fired(static_cast<std::size_t>(d_sae()), 0);
   for (const Code& code : codes.entries) fired[static_cast<std::size_t>(code.latent)] = 1;
@@ -215,13 +142,13 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
   double squared_error = 0;
   std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
-  for (const Sums& sum : sums) {
+  for (const DecodeSums& sum : sums) {
     squared_error += sum.squared_error;
     for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
   }
   result.reconstruction = squared_error * inverse_rows;
   result.fve = variance_explained(x, squared_error);
-  if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(x_centred, error, codes, gradient);
+  if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(x_centred, error);
 
   // b_dec is subtracted before the encoder as well.
   std::vector<std::vector<double>> through_encoder(static_cast<std::size_t>(blocks()));
@@ -246,8 +173,7 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
 
 // Dead latents reconstruct the residual: squared error over the residual's own variance (Gao et al.
 // 2024, with dictionary_learning's reductions). Adds to the gradients of the dead rows.
-double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& error,
-                              SparseCodes& codes, at::Tensor& gradient) {
+double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& error) {
   const std::int64_t d = d_in(), rows = batch();
   std::vector<std::int64_t> dead;
   for (std::size_t i = 0; i < next_silence_.size(); ++i)
@@ -259,38 +185,28 @@ double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& err
   const std::int64_t aux_k = std::max<std::int64_t>(1, std::min(recipe_k, dead_count));
 
   // The dead latents' rows, and their pre-activations again.
-  at::Tensor encoder = at::empty({dead_count, d}, at::kFloat);
-  at::Tensor bias = at::empty({dead_count}, at::kFloat);
-  for (std::int64_t i = 0; i < dead_count; ++i) {
-    const std::int64_t latent = dead[static_cast<std::size_t>(i)];
-    const float* row = parameters_.w_enc.const_data_ptr<float>() + latent * d;
-    std::copy(row, row + d, encoder.mutable_data_ptr<float>() + i * d);
-    bias.mutable_data_ptr<float>()[i] = parameters_.b_enc.const_data_ptr<float>()[latent];
+  std::vector<float> encoder(static_cast<std::size_t>(dead_count * d)), bias(dead.size());
+  for (std::size_t i = 0; i < dead.size(); ++i) {
+    std::copy_n(parameters_.w_enc.const_data_ptr<float>() + dead[i] * d, d,
+                encoder.begin() + static_cast<std::ptrdiff_t>(i) * d);
+    bias[i] = parameters_.b_enc.const_data_ptr<float>()[dead[i]];
   }
-  std::vector<std::vector<Code>> found(static_cast<std::size_t>(tiles()));
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(rows), 0);
+  const PackedEncoder packed =
+      pack_encoder(*pool_, encoder.data(), bias.data(), dead_count, d, numbers_of(spec_));
+  SparseCodes codes;
+  select_per_row(*pool_, {x_centred.const_data_ptr<float>(), rows, d, kRowsPerTile}, packed, aux_k,
+                 aux_hints_, codes);
+  for (Code& code : codes.entries)
+    code.latent = static_cast<std::int32_t>(dead[static_cast<std::size_t>(code.latent)]);
+
   std::vector<std::vector<double>> error_columns(static_cast<std::size_t>(tiles()));
   std::vector<double> error_squares(static_cast<std::size_t>(tiles()), 0);
   const float* e = error.const_data_ptr<float>();
-  const at::Tensor encoder_t = operand(encoder).t();
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     const auto at = static_cast<std::size_t>(index);
-    at::Tensor z = at::empty({count, dead_count}, at::kFloat);
-    multiply(z, x_centred.narrow(0, first, count), encoder_t);
-    z.add_(bias);
-    std::vector<Code> scratch;
-    float hint = 0;
     error_columns[at].assign(static_cast<std::size_t>(d), 0);
-    for (std::int64_t row = 0; row < count; ++row) {
-      const std::size_t before = found[at].size();
-      kernels::select_top_k(z.const_data_ptr<float>() + row * dead_count, dead_count, aux_k, hint,
-                            scratch, found[at]);
-      for (std::size_t i = before; i < found[at].size(); ++i)
-        found[at][i].latent =
-            static_cast<std::int32_t>(dead[static_cast<std::size_t>(found[at][i].latent)]);
-      counts[static_cast<std::size_t>(first + row)] =
-          static_cast<std::int64_t>(found[at].size() - before);
-      const float* e_row = e + (first + row) * d;
+    for (std::int64_t row = first; row < first + count; ++row) {
+      const float* e_row = e + row * d;
       error_squares[at] += kernels::sum_of_squares(e_row, d);
       for (std::int64_t j = 0; j < d; ++j)
         error_columns[at][static_cast<std::size_t>(j)] += e_row[j];
@@ -308,29 +224,23 @@ double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& err
   }
   if (!(variance > 0)) return 0;  // 0/0 counts as 0
 
-  codes.assign(counts, found);
   std::vector<float> d_codes(codes.entries.size());
-  std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
   const double weight = spec_.aux_k_weight;
   const auto factor = static_cast<float>(2 * weight / (static_cast<double>(rows) * variance));
-  const float* decoder = parameters_.w_dec.const_data_ptr<float>();
+  // What the dead latents miss of the residual x - x_hat.
+  const at::Tensor target = error.neg();
+  at::Tensor missed = at::empty({rows, d}, at::kFloat);
+  std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
+  const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(), nullptr, d};
+  SlicedRows g_and_x(rows, d);
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    for (std::int64_t row = first; row < first + count; ++row) {
-      // What the dead latents miss of the residual x - x_hat.
-      float* g = gradient.mutable_data_ptr<float>() + row * d;
-      std::copy(e + row * d, e + (row + 1) * d, g);
-      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
-        const Code& code = codes.entries[static_cast<std::size_t>(at)];
-        kernels::axpy(code.value, decoder + code.latent * d, g, d);
-      }
-      squares[static_cast<std::size_t>(index)] += kernels::sum_of_squares(g, d);
-      for (std::int64_t j = 0; j < d; ++j) g[j] *= factor;
-      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
-        d_codes[static_cast<std::size_t>(at)] =
-            kernels::dot(g, decoder + codes.entries[static_cast<std::size_t>(at)].latent * d, d);
-    }
+    squares[static_cast<std::size_t>(index)] =
+        decode_rows(codes, decoder, target.const_data_ptr<float>(),
+                    x_centred.const_data_ptr<float>(), factor, first, count,
+                    missed.mutable_data_ptr<float>(), d_codes, g_and_x)
+            .squared_error;
   });
-  weight_gradients(codes, d_codes, gradient, x_centred, /*add=*/true);
+  weight_gradients(*pool_, codes, d_codes, g_and_x, /*add=*/true, gradients_of_latents());
   double square = 0;
   for (const double tile : squares) square += tile;
   return weight * square / static_cast<double>(rows) / variance;
@@ -338,27 +248,21 @@ double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& err
 
 bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
   if (!needs_threshold() || held_out.size(0) == 0) return false;
-  // The k * rows-th largest activation of all held-out rows.
-  std::vector<float> positive;
-  const std::int64_t rows = held_out.size(0);
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();
-  for (std::int64_t first = 0; first < rows; first += kRowsPerTile) {
-    const std::int64_t count = std::min(kRowsPerTile, rows - first);
-    at::Tensor z = at::empty({count, d_sae()}, at::kFloat);
-    multiply(z, centred(held_out, first, count), encoder_t);
-    z.add_(parameters_.b_enc);
-    const float* values = z.const_data_ptr<float>();
-    for (std::int64_t i = 0; i < z.numel(); ++i)
-      if (values[i] > 0) positive.push_back(values[i]);
-  }
+  // The next after the k * rows largest activations of all held-out rows.
+  const std::int64_t rows = held_out.size(0), d = d_in();
+  const at::Tensor x_centred = held_out.contiguous() - parameters_.b_dec;
+  const PackedEncoder encoder =
+      pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
+                   parameters_.b_enc.const_data_ptr<float>(), d_sae(), d, numbers_of(spec_));
+  // Strictly above the threshold are then k * rows values (fewer where values repeat).
   const auto wanted = static_cast<std::size_t>(k_ * rows);
+  SelectionHints hints;
+  SparseCodes codes;
+  select_per_batch(*pool_, {x_centred.const_data_ptr<float>(), rows, d, kRowsPerTile}, encoder,
+                   wanted + 1, hints, codes);
   threshold_ = 0;
-  if (positive.size() > wanted) {
-    // Strictly above the threshold are then `wanted` values (fewer where values repeat).
-    std::nth_element(positive.begin(), positive.begin() + static_cast<std::ptrdiff_t>(wanted),
-                     positive.end(), std::greater<>());
-    threshold_ = positive[wanted];
-  }
+  if (codes.entries.size() > wanted)
+    threshold_ = std::ranges::min_element(codes.entries, {}, &Code::value)->value;
   calibrated_ = true;
   return true;
 }

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -56,7 +57,9 @@ void TrainerBase::for_blocks(const Piece& piece) const {
 
 std::int64_t TrainerBase::latents_per_product() const {
   const std::int64_t sixteenth = (d_sae() / 16 + kLatentsPerBlock - 1) / kLatentsPerBlock;
-  return kLatentsPerBlock * std::clamp<std::int64_t>(sixteenth, 1, 8);
+  // A power of two of blocks: pieces then divide the slabs in which codes are kept.
+  const auto pieces = static_cast<std::uint64_t>(std::clamp<std::int64_t>(sixteenth, 1, 8));
+  return kLatentsPerBlock * static_cast<std::int64_t>(std::bit_floor(pieces));
 }
 
 void TrainerBase::for_product_blocks(const Piece& piece) const {

@@ -92,16 +92,21 @@ const intervalBars = {
 };
 
 // Baselines: a dashed line with its name in the right margin; one outside of the range is named at
-// the edge it lies beyond. Names never overlap: each keeps its distance from its neighbours.
+// the edge it lies beyond. Names never overlap: each keeps its distance from its neighbours. On a
+// telephone the margin would take half of the chart: there the names stand below it.
+const phone = matchMedia("(max-width: 560px)");
+phone.addEventListener("change", () => change());
 const LABEL_FONT = "11.5px system-ui, sans-serif";
 const LABEL_GAP = 15;
+const baselinesOf = (key) => hookRows().filter((row) => !isTrial(row) && scoreOf(row, key))
+  .map((row) => ({ name: nameOf(row), value: valueOf(row, key) })).sort((a, b) => b.value - a.value);
 const baselineText = ({ name, value }) => `${name} ${value.toFixed(3)}`;
 
 const baselineLines = {
   id: "baselineLines",
   beforeDatasetsDraw(chart) {
     const { ctx, scales, chartArea } = chart;
-    const labels = [...chart.options.plugins.baselineLines.baselines].sort((a, b) => b.value - a.value)
+    const labels = chart.options.plugins.baselineLines.baselines
       .map((baseline) => {
         const beyond = baseline.value > scales.y.max ? " ↑" : baseline.value < scales.y.min ? " ↓" : "";
         const line = Math.min(Math.max(scales.y.getPixelForValue(baseline.value), chartArea.top), chartArea.bottom);
@@ -123,11 +128,13 @@ const baselineLines = {
         ctx.lineTo(chartArea.right, label.line);
         ctx.stroke();
         ctx.setLineDash([]);
+        if (phone.matches) continue;
         ctx.beginPath();
         ctx.moveTo(chartArea.right, label.line);
         ctx.lineTo(chartArea.right + 8, label.at);
         ctx.stroke();
       }
+      if (phone.matches) continue;
       ctx.fillStyle = cssColor("--soft");
       ctx.fillText(label.text, chartArea.right + 11, label.at);
     }
@@ -136,7 +143,7 @@ const baselineLines = {
 };
 
 function labelMargin(baselines) {
-  if (baselines.length === 0) return 12;
+  if (baselines.length === 0 || phone.matches) return 12;
   const ctx = document.createElement("canvas").getContext("2d");
   ctx.font = LABEL_FONT;
   return 14 + Math.max(...baselines.map((baseline) => ctx.measureText(`${baselineText(baseline)} ↓`).width));
@@ -167,8 +174,7 @@ function drawScatter(canvas, metric) {
     borderColor: withAlpha(isDark() ? "#e8ebf0" : "#14181f", 0.5),
     data: front.map((row) => ({ x: valueOf(row, METRICS.l0.key), y: valueOf(row, metric.key) })),
   });
-  const baselines = all.filter((row) => !isTrial(row) && scoreOf(row, metric.key))
-    .map((row) => ({ name: nameOf(row), value: valueOf(row, metric.key) }));
+  const baselines = baselinesOf(metric.key);
   const options = sharedOptions();
   options.plugins.baselineLines = { baselines };
   options.layout.padding.right = labelMargin(baselines);
@@ -224,6 +230,11 @@ function drawScatters() {
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${metric.label} against L0 of ${scored.length} trials; the table below holds the numbers.`);
     card.append(element("div", { className: "plot" }, canvas));
+    const baselines = baselinesOf(metric.key);
+    if (phone.matches && baselines.length) {
+      card.append(element("p", { className: "muted",
+        textContent: `Dashed, where in range: ${baselines.map(baselineText).join(", ")}.` }));
+    }
     scatters.push(drawScatter(canvas, metric));
   }
   // An even number of small charts fills the rows; a last one alone takes the width.

@@ -238,6 +238,38 @@ TEST_F(ChunkServiceTest, ClosingAConnectionFreesItsPins) {
   EXPECT_GE(service.counters().evicted_bytes, 3 * kChunkBytes);
 }
 
+TEST_F(ChunkServiceTest, ClosingAStreamFreesItsPinAndItsClaimsAndNothingElse) {
+  Executor old(service, 1, open_request("old", 4500));
+  for (std::uint32_t i = 0; i < 3; ++i)
+    ASSERT_EQ(old.ask(ChunkRequest::WRITE, i, 0, kRows, "old").status(), ChunkReply::OK);
+  ASSERT_EQ(old.ask(ChunkRequest::CLAIM, 7, 0, 0, "old").status(), ChunkReply::OK);
+  Executor fresh(service, 1, open_request("new", 4500));  // the next run of the same executor
+  const auto write = [&](std::uint32_t i) {
+    return fresh.ask(ChunkRequest::WRITE, i, 0, kRows, "new").status();
+  };
+  ASSERT_EQ(write(0), ChunkReply::OK);
+  ASSERT_EQ(write(1), ChunkReply::FULL) << "the old stream is pinned";
+
+  EXPECT_EQ(old.ask(ChunkRequest::CLOSE, 0, 0, 0, "old").status(), ChunkReply::OK);
+  EXPECT_EQ(write(1), ChunkReply::OK);
+  EXPECT_GE(service.counters().evicted_bytes, 3 * kChunkBytes);
+  EXPECT_EQ(old.ask(ChunkRequest::READ, 0, 0, 0, "old").status(), ChunkReply::STATUS_UNSPECIFIED);
+  Executor other(service, 2, open_request("old", 4500));
+  EXPECT_EQ(other.ask(ChunkRequest::CLAIM, 7, 0, 0, "old").status(), ChunkReply::OK);
+}
+
+TEST_F(ChunkServiceTest, AStreamStaysPinnedWhileAnotherExecutorHasItOpen) {
+  Executor a(service, 1, open_request("shared", 4500));
+  Executor b(service, 2, open_request("shared", 4500));
+  for (std::uint32_t i = 0; i < 3; ++i)
+    ASSERT_EQ(a.ask(ChunkRequest::WRITE, i, 0, kRows, "shared").status(), ChunkReply::OK);
+  EXPECT_EQ(a.ask(ChunkRequest::CLOSE, 0, 0, 0, "shared").status(), ChunkReply::OK);
+  Executor c(service, 3, open_request("new", 4500));
+  ASSERT_EQ(c.ask(ChunkRequest::WRITE, 0, 0, kRows, "new").status(), ChunkReply::OK);
+  EXPECT_EQ(c.ask(ChunkRequest::WRITE, 1, 0, kRows, "new").status(), ChunkReply::FULL);
+  EXPECT_EQ(b.ask(ChunkRequest::READ, 2, 0, 0, "shared").status(), ChunkReply::OK);
+}
+
 // Flips a bit of these bytes in the one file that holds them.
 void damage_where(const std::filesystem::path& directory, const std::vector<std::byte>& bytes) {
   const std::string_view sought(reinterpret_cast<const char*>(bytes.data()), bytes.size());

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "tests/worker/training/trainers.h"
+#include "worker/training/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {
@@ -132,6 +133,42 @@ TEST(Gradients, OfTheReluFamilyAreThoseOfAutograd) {
   }
 }
 
+// Few latents are active: only they are decoded and differentiated.
+TEST(Gradients, OfTheReluFamilyWithFewActiveAreThoseOfAutogradWhateverWasExpected) {
+  ThreadPool pool(2);
+  for (const auto architecture :
+       {Architecture::kStandard, Architecture::kStandardBricken, Architecture::kPAnneal})
+    for (const double p : {1.0, 0.5}) {
+      TrainingSpec spec = spec_of(architecture);
+      spec.p_start = p;
+      const auto trainer = displaced(spec, pool);
+      TrainerBase& base = inside(*trainer);
+      base.parameters().b_enc.sub_(1.2);
+      const at::Tensor x = some_rows();
+      if (architecture == Architecture::kPAnneal) clear_of_zero(base.parameters(), x);
+      const Reference want = reference(spec, base.parameters(), x);
+      const double l0 = want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>();
+      ASSERT_GT(l0, 1);
+      ASSERT_LT(l0, kWidth / 16.0);
+      std::vector<at::Tensor> first;
+      // The first pass expects many active latents, the second few.
+      for (int round = 0; round < 2; ++round) {
+        const PassSums sums = base.pass_for_test(x);
+        EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss));
+        EXPECT_NEAR(sums.l0, l0, 1e-9);
+        const SaeTensors& got = base.gradients();
+        const std::vector<at::Tensor> all = {got.w_enc, got.b_enc, got.w_dec, got.b_dec};
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          EXPECT_LT(relative_distance(all[i], want.gradients[i]), 1e-5) << to_string(architecture);
+          if (round == 0)
+            first.push_back(all[i].clone());
+          else
+            EXPECT_TRUE(same_bytes(first[i], all[i])) << to_string(architecture);
+        }
+      }
+    }
+}
+
 TEST(Gradients, OfTheTopKFamilyAreThoseOfTheDenseFormulas) {
   for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK})
     for (const std::uint64_t k : {std::uint64_t{1}, std::uint64_t{5}, std::uint64_t{32},
@@ -149,6 +186,23 @@ TEST(Gradients, OfTheAuxiliaryLossAreThoseOfAutograd) {
     spec.dead_after_tokens = kRows;  // who is silent in this batch is dead
     spec.aux_k_weight = 5;           // and weighs enough to be seen
     expect_gradients(spec, std::string(to_string(architecture)));
+  }
+}
+
+TEST(Gradients, AreThoseOfAutogradOnEveryInstructionSet) {
+  for (const products::Isa isa : products::runnable_isas()) {
+    const products::ForcedIsa forced(isa);
+    for (const auto architecture :
+         {Architecture::kStandard, Architecture::kTopK, Architecture::kBatchTopK}) {
+      const std::string what(to_string(isa));
+      expect_gradients(spec_of(architecture), what);
+      TrainingSpec rounded = spec_of(architecture);
+      rounded.precision = sweeps::Precision::kBFloat16;
+      ThreadPool pool(2);
+      const auto trainer = displaced(rounded, pool);
+      const double want = reference(rounded, inside(*trainer).parameters(), some_rows()).loss;
+      EXPECT_NEAR(inside(*trainer).pass_for_test(some_rows()).loss(), want, 2e-2 * want) << what;
+    }
   }
 }
 

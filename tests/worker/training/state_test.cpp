@@ -6,6 +6,7 @@
 #include "tests/support/temp_dir.h"
 #include "tests/worker/training/trainers.h"
 #include "worker/training/cohort.h"
+#include "worker/training/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {
@@ -101,6 +102,49 @@ TEST(Bytes, DoNotDependOnStoppingAndGoingOn) {
                   read_file(folder.path() / "pieces" / name).value())
           << name;
     EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 6);  // nothing left over
+  }
+}
+
+// What was expected of a batch from the one before is not in a checkpoint: it must not matter.
+TEST(Bytes, DoNotDependOnStoppingWhileLatentsFallSilent) {
+  ThreadPool pool(2);
+  for (const auto architecture :
+       {Architecture::kStandard, Architecture::kStandardBricken, Architecture::kPAnneal}) {
+    TrainingSpec spec = lively(architecture);
+    spec.lr = 0.02;
+    spec.l1 = 1.0;
+    const auto whole = make_trainer(spec, kIn, pool);
+    std::vector<double> l0;
+    while (!whole->finished()) {
+      const auto report = whole->train_step(step_rows(rows(), whole->step(), kBatch));
+      ASSERT_TRUE(report);
+      l0.push_back(report->l0);
+    }
+    ASSERT_GT(l0.front(), 150.0 / 16);
+    ASSERT_LT(l0.back(), 150.0 / 16) << to_string(architecture);
+    for (std::uint64_t stop = 1; stop < kSteps; stop += 3) {
+      TempDir folder;
+      const auto first = make_trainer(spec, kIn, pool);
+      train(*first, rows(), stop);
+      ASSERT_TRUE(first->save(folder.path() / "stopped"));
+      const auto second = make_trainer(spec, kIn, pool);
+      ASSERT_TRUE(second->restore(folder.path() / "stopped"));
+      train(*second, rows(), kSteps);
+      EXPECT_TRUE(result_bytes(*second) == result_bytes(*whole)) << to_string(architecture);
+    }
+  }
+}
+
+// FMA rounds once whether eight or sixteen numbers stand side by side.
+TEST(Bytes, AreTheSameOnEveryVectorPath) {
+  if (products::best_isa() < products::Isa::kAvx512) GTEST_SKIP() << "one vector path";
+  for (const auto architecture : kAllArchitectures) {
+    std::vector<std::string> results;
+    for (const auto isa : {products::Isa::kAvx2, products::Isa::kAvx512}) {
+      const products::ForcedIsa forced(isa);
+      results.push_back(trained(lively(architecture)));
+    }
+    EXPECT_TRUE(results[0] == results[1]) << to_string(architecture);
   }
 }
 

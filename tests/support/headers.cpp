@@ -1,0 +1,1 @@
+// Nothing of its own: the target that owns the tests' precompiled headers must compile something.

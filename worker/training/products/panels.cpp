@@ -1,0 +1,100 @@
+#include "worker/training/products/panels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "worker/training/products/isa.h"
+
+namespace saesweep::worker::products {
+namespace {
+
+constexpr std::int64_t kStripe = 16;  // depths copied at a time where lanes have to be transposed
+
+float rounded(float value) { return from_bf16(to_bf16(value)); }
+
+// Copies depths [first, first + count) of `valid` lanes to out[depth][width]; count <= kStripe.
+template <std::int64_t kWidth>
+void copy_stripe(const Source& source, std::int64_t valid, std::int64_t first, std::int64_t count,
+                 float* out) {
+  const float* data = source.data + first * source.depth_stride;
+  if (source.depth_stride == 1) {
+    for (std::int64_t lane = 0; lane < valid; ++lane)
+      for (std::int64_t k = 0; k < count; ++k)
+        out[k * kWidth + lane] = data[lane * source.lane_stride + k];
+  } else {
+    for (std::int64_t k = 0; k < count; ++k)
+      std::copy_n(data + k * source.depth_stride, valid, out + k * kWidth);
+  }
+  if (valid == kWidth) return;
+  for (std::int64_t k = 0; k < count; ++k)
+    std::fill(out + k * kWidth + valid, out + (k + 1) * kWidth, 0.0F);
+}
+
+template <std::int64_t kWidth>
+void pack_panel(const Source& source, std::int64_t valid, std::int64_t depth, Numbers numbers,
+                float* out) {
+  alignas(64) float stripe[kStripe * kWidth];
+  for (std::int64_t first = 0; first < depth; first += kStripe) {
+    const std::int64_t count = std::min(kStripe, depth - first);
+    if (numbers == Numbers::kFloat) {
+      copy_stripe<kWidth>(source, valid, first, count, out + first * kWidth);
+      continue;
+    }
+    copy_stripe<kWidth>(source, valid, first, count, stripe);
+    if (numbers == Numbers::kRounded) {
+      for (std::int64_t i = 0; i < count * kWidth; ++i)
+        out[first * kWidth + i] = rounded(stripe[i]);
+      continue;
+    }
+    if (count % 2 != 0) std::fill_n(stripe + count * kWidth, kWidth, 0.0F);
+    float* pairs = out + first / 2 * kWidth;
+    for (std::int64_t k = 0; k < count; k += 2)
+      for (std::int64_t lane = 0; lane < kWidth; ++lane) {
+        const std::uint32_t low = to_bf16(stripe[k * kWidth + lane]);
+        const std::uint32_t high = to_bf16(stripe[(k + 1) * kWidth + lane]);
+        const std::uint32_t both = low | high << 16;
+        std::memcpy(pairs + k / 2 * kWidth + lane, &both, sizeof(both));
+      }
+  }
+}
+
+}  // namespace
+
+Numbers bf16_numbers() {
+  return current_isa() == Isa::kAvx512Bf16 ? Numbers::kPairs : Numbers::kRounded;
+}
+
+Panels::Panels(std::int64_t lanes, std::int64_t depth, std::int64_t width, Numbers numbers)
+    : lanes_(lanes),
+      depth_(depth),
+      width_(width),
+      numbers_(numbers),
+      memory_((lanes + width - 1) / width * width * steps_of(depth, numbers)) {
+  SAE_CHECK(width == kBlockRows || width == kBlockColumns, "panels of {} lanes", width);
+}
+
+void Panels::pack(const Source& source, std::int64_t index) {
+  for (std::int64_t chunk = 0; chunk < chunks(); ++chunk)
+    pack_chunk({source.data + chunk * kDepthChunk * source.depth_stride, source.lane_stride,
+                source.depth_stride},
+               index, chunk);
+}
+
+void Panels::pack_chunk(const Source& source, std::int64_t index, std::int64_t chunk) {
+  SAE_CHECK(source.lane_stride == 1 || source.depth_stride == 1, "strides {} and {}",
+            source.lane_stride, source.depth_stride);
+  const std::int64_t first = index * width_;
+  const std::int64_t valid = std::min(width_, lanes_ - first);
+  float* out =
+      memory_.data() + (index * steps() + chunk * steps_of(kDepthChunk, numbers_)) * width_;
+  const Source lanes{source.data + first * source.lane_stride, source.lane_stride,
+                     source.depth_stride};
+  if (width_ == kBlockRows)
+    pack_panel<kBlockRows>(lanes, valid, depth_of_chunk(chunk), numbers_, out);
+  else
+    pack_panel<kBlockColumns>(lanes, valid, depth_of_chunk(chunk), numbers_, out);
+}
+
+}  // namespace saesweep::worker::products

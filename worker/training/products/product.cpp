@@ -1,0 +1,58 @@
+#include "worker/training/products/product.h"
+
+#include <algorithm>
+#include <ctime>
+#include <vector>
+
+#include "core/check.h"
+
+namespace saesweep::worker::products {
+
+void multiply(const Panels& left, const Panels& right, float* out, std::int64_t stride) {
+  SAE_CHECK(left.depth() == right.depth() && left.numbers() == right.numbers(), "depths {} and {}",
+            left.depth(), right.depth());
+  const BlockKernel kernel = block_kernel(left.numbers());
+  alignas(64) float block[kBlockRows * kBlockColumns];
+  for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk) {
+    const std::int64_t steps = left.steps_of_chunk(chunk);
+    for (std::int64_t column = 0; column < right.count(); ++column)
+      for (std::int64_t row = 0; row < left.count(); ++row) {
+        float* to = out + row * kBlockRows * stride + column * kBlockColumns;
+        const std::int64_t height = std::min(kBlockRows, left.lanes() - row * kBlockRows);
+        const std::int64_t width = std::min(kBlockColumns, right.lanes() - column * kBlockColumns);
+        if (height == kBlockRows && width == kBlockColumns) {
+          kernel(left.panel(row, chunk), right.panel(column, chunk), steps, to, stride, chunk > 0);
+          continue;
+        }
+        kernel(left.panel(row, chunk), right.panel(column, chunk), steps, block, kBlockColumns,
+               false);
+        for (std::int64_t i = 0; i < height; ++i)
+          for (std::int64_t j = 0; j < width; ++j) {
+            const float sum = block[i * kBlockColumns + j];
+            to[i * stride + j] = chunk > 0 ? to[i * stride + j] + sum : sum;
+          }
+      }
+  }
+}
+
+double flops_per_second(Numbers numbers) {
+  constexpr std::int64_t kDepth = 128, kRounds = 2000;
+  const std::vector<float> zeros(static_cast<std::size_t>(kBlockColumns * kDepth), 0.0F);
+  Panels left(kBlockRows, kDepth, kBlockRows, numbers);
+  Panels right(kBlockColumns, kDepth, kBlockColumns, numbers);
+  left.pack_all({zeros.data(), kDepth, 1});
+  right.pack_all({zeros.data(), kDepth, 1});
+  const BlockKernel kernel = block_kernel(numbers);
+  alignas(64) float block[kBlockRows * kBlockColumns];
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const std::clock_t before = std::clock();
+    for (std::int64_t round = 0; round < kRounds; ++round)
+      kernel(left.panel(0), right.panel(0), left.steps(), block, kBlockColumns, round > 0);
+    const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+    best = std::max(best, 2.0 * kBlockRows * kBlockColumns * kDepth * kRounds / seconds);
+  }
+  return best;
+}
+
+}  // namespace saesweep::worker::products
