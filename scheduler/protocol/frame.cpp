@@ -57,6 +57,10 @@ std::string_view to_string(MessageType type) {
       return "BYE";
     case MessageType::kResync:
       return "RESYNC";
+    case MessageType::kQuery:
+      return "QUERY";
+    case MessageType::kQueryReply:
+      return "REPLY";
   }
   return "unknown";
 }

@@ -136,10 +136,12 @@ WorkerLink::~WorkerLink() {
   state_->socket.set(zmq::sockopt::linger, 2'000);
 }
 
-Result<WorkerLink> WorkerLink::connect(const std::string& endpoint) {
+Result<WorkerLink> WorkerLink::connect(const std::string& endpoint,
+                                       const ClientSecurity& security) {
   try {
     auto state = std::make_unique<State>();
     set_common_options(state->socket);
+    SAE_TRY_VOID(secure_client_socket(state->socket, endpoint, security));
     state->socket.set(zmq::sockopt::routing_id, state->id);
     state->socket.set(zmq::sockopt::reconnect_ivl, 200);
     state->socket.set(zmq::sockopt::reconnect_ivl_max, 30'000);
@@ -208,6 +210,7 @@ WorkerLink::Polled WorkerLink::poll(std::chrono::milliseconds timeout,
 struct SchedulerLink::State {
   State() : socket(context, zmq::socket_type::router), session(low_half(new_session_id())) {}
   zmq::context_t context;
+  std::unique_ptr<Authenticator> doorkeeper;  // null: everybody comes in
   zmq::socket_t socket;
   std::uint64_t session;  // of this incarnation
   struct Peer {
@@ -225,10 +228,13 @@ SchedulerLink::~SchedulerLink() {
   if (state_) state_->socket.set(zmq::sockopt::linger, 500);
 }
 
-Result<SchedulerLink> SchedulerLink::bind(const std::string& endpoint) {
+Result<SchedulerLink> SchedulerLink::bind(const std::string& endpoint,
+                                          const ServerSecurity& security) {
   try {
     auto state = std::make_unique<State>();
     set_common_options(state->socket);
+    SAE_TRY(state->doorkeeper, Authenticator::start(state->context, security));
+    SAE_TRY_VOID(secure_server_socket(state->socket, endpoint, security, state->doorkeeper.get()));
     state->socket.set(zmq::sockopt::router_mandatory, true);
     state->socket.set(zmq::sockopt::backlog, 1024);
     state->socket.bind(endpoint);
@@ -237,6 +243,10 @@ Result<SchedulerLink> SchedulerLink::bind(const std::string& endpoint) {
     return fail(error.num() == EADDRINUSE ? ErrorCode::kUnavailable : ErrorCode::kInvalidArgument,
                 "cannot listen on {}: {}", endpoint, error.what());
   }
+}
+
+std::string SchedulerLink::endpoint() const {
+  return state_->socket.get(zmq::sockopt::last_endpoint);
 }
 
 Result<void> SchedulerLink::send(const std::string& peer, MessageType type,
@@ -272,9 +282,11 @@ void SchedulerLink::confirm() {
 void SchedulerLink::forget(const std::string& peer) { state_->peers.erase(peer); }
 std::uint64_t SchedulerLink::dropped() const { return state_->dropped; }
 
-std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout) {
+std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout,
+                                              std::span<void* const> others) {
   std::vector<HeardMessage> heard;
   std::vector<zmq::pollitem_t> items{{state_->socket.handle(), 0, ZMQ_POLLIN, 0}};
+  for (void* const other : others) items.push_back({other, 0, ZMQ_POLLIN, 0});
   try {
     zmq::poll(items, timeout);
   } catch (const zmq::error_t& error) {
@@ -301,6 +313,11 @@ std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout)
     const auto header = decode_header(bytes_of(frames[1]), bytes_of(frames[2]));
     if (!header) {
       strike(header.error().message);
+      continue;
+    }
+    if (const Identity sender = identity_of(frames[1]); !may_send(sender.role, header->type)) {
+      strike(fmt::format("{} from {} ({})", to_string(header->type), sender.name,
+                         to_string(sender.role)));
       continue;
     }
     auto peer = known;

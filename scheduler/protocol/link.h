@@ -14,6 +14,7 @@
 
 #include "core/result.h"
 #include "scheduler/protocol/frame.h"
+#include "scheduler/protocol/security.h"
 
 namespace google::protobuf {
 class MessageLite;
@@ -33,8 +34,9 @@ bool parse_body(const std::string& body, google::protobuf::MessageLite& message)
 class WorkerLink {
  public:
   // Connecting ends in the background; messages sent before are kept.
-  // Errors: kInvalidArgument for an endpoint that is none.
-  static Result<WorkerLink> connect(const std::string& endpoint);
+  // Errors: kInvalidArgument for an endpoint that is none or that needs keys.
+  static Result<WorkerLink> connect(const std::string& endpoint,
+                                    const ClientSecurity& security = {});
   WorkerLink(WorkerLink&&) noexcept;
   WorkerLink& operator=(WorkerLink&&) noexcept;
   ~WorkerLink();
@@ -61,8 +63,10 @@ class WorkerLink {
 
 class SchedulerLink {
  public:
-  // Errors: kUnavailable if the endpoint is taken; kInvalidArgument if it is none.
-  static Result<SchedulerLink> bind(const std::string& endpoint);
+  // Errors: kUnavailable if the endpoint is taken; kInvalidArgument if it is none, or needs keys.
+  static Result<SchedulerLink> bind(const std::string& endpoint,
+                                    const ServerSecurity& security = {});
+  std::string endpoint() const;  // with the port that was given for port 0
   SchedulerLink(SchedulerLink&&) noexcept;
   SchedulerLink& operator=(SchedulerLink&&) noexcept;
   ~SchedulerLink();
@@ -76,7 +80,10 @@ class SchedulerLink {
   void confirm();
   void forget(const std::string& peer);
 
-  std::vector<HeardMessage> poll(std::chrono::milliseconds timeout);
+  // Waits until something is heard here or at one of `others`, ZeroMQ sockets of the same thread,
+  // or the timeout.
+  std::vector<HeardMessage> poll(std::chrono::milliseconds timeout,
+                                 std::span<void* const> others = {});
   std::uint64_t dropped() const;  // messages that were no messages
 
  private:

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <optional>
 #include <random>
@@ -12,15 +11,15 @@
 #include <vector>
 
 #include "core/clock.h"
-#include "core/digest.h"
 #include "core/files.h"
 #include "core/log.h"
 #include "scheduler/protocol/link.h"
-#include "scheduler/protocol/running_set.h"
 #include "storage/activation_cache.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
+#include "worker/agent/slot.h"
+#include "worker/agent/store.h"
 
 namespace saesweep::agent {
 namespace {
@@ -33,25 +32,10 @@ constexpr milliseconds kHelloEvery = 500ms;     // until the scheduler answers
 constexpr milliseconds kHelloAgainAfter = 10s;  // of silence; the scheduler may be a new one
 constexpr milliseconds kHelloWhileLonely = 2s;  // then this often
 constexpr milliseconds kRepeatAfter = 5s;       // what is reliable arrives by itself
-constexpr std::size_t kMostStreamsNamed = 64;   // of the cache, in a heartbeat
 constexpr milliseconds kLongestWait = 1s;       // between two looks at the clock
 constexpr milliseconds kFlushPatience = 5s;     // for the last words to be acknowledged
 constexpr milliseconds kFlushBeat = 50ms;       // acknowledgements ride on the answers
 constexpr int kMessagesAtOnce = 64;             // of one executor, then the others have a turn
-
-struct Slot {
-  std::optional<ExecutorProcess> executor;
-  ConnectionId connection = 0;  // of its chunks; new for each process
-  std::optional<protocol::Run> run;
-  std::map<std::string, std::uint64_t> unfinished;  // members of `run` without an answer -> fence
-  std::optional<protocol::Run> next;  // accepted when `run` was answered; begins when it has ended
-  std::optional<protocol::Progress> progress;  // the newest, not passed on yet
-  TimePoint heard;                             // from the executor
-  bool more = false;                           // of its messages may be read already
-
-  // The scheduler counts a run as over with the answer of its last member.
-  bool is_free() const { return !next && unfinished.empty(); }
-};
 
 }  // namespace
 
@@ -81,8 +65,9 @@ struct Agent::State {
   bool welcomed = false;
   std::uint64_t epoch = 0;
   milliseconds heartbeat = 1s;
-  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{};
+  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{}, last_busy{};
   std::uint64_t told_epoch = 0;                     // that of the last RESYNC
+  std::filesystem::path store;                      // empty until the scheduler has named it
   std::minstd_rand random{std::random_device{}()};  // spreads agents over time; decides nothing
   std::map<std::string, std::uint64_t> fences;      // the highest accepted, by task
 
@@ -92,20 +77,15 @@ struct Agent::State {
   // The way out: runs pause, then what is left to say is said.
   enum class Phase { kServing, kPausing, kFlushing };
   Phase phase = Phase::kServing;
-  TimePoint deadline{};          // of the phase
+  TimePoint deadline{};  // of the phase
+  AgentEnd end = AgentEnd::kStopped;
   bool has_listener = true;      // the scheduler still listens
   std::optional<Error> failure;  // that ended us
 
   // ---- to the scheduler ------------------------------------------------------------------------
 
   void say_hello() {
-    protocol::Hello hello;
-    hello.set_worker_name(options.name);
-    std::array<char, 256> host{};
-    if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
-    hello.set_build(options.build);
-    hello.set_slots(options.slots);
-    hello.set_memory_bytes(options.memory_bytes);
+    protocol::Hello hello = hello_of(options);
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
     outbox.mention(MessageType::kHello, hello);
@@ -118,24 +98,6 @@ struct Agent::State {
         0, options.reconnect_spread.count())(random));
   }
 
-  // Leases that were accepted and not answered, by run.
-  std::vector<protocol::Resync::Lease> leases() const {
-    std::vector<protocol::Resync::Lease> all;
-    const auto add = [&](std::uint64_t run, const std::string& task, std::uint64_t fence) {
-      protocol::Resync::Lease& lease = all.emplace_back();
-      lease.set_run_id(run);
-      lease.set_task(task);
-      lease.set_fence(fence);
-    };
-    for (const Slot& slot : slots) {
-      for (const auto& [task, fence] : slot.unfinished) add(slot.run->run_id(), task, fence);
-      if (!slot.next) continue;
-      for (const auto& member : slot.next->members())
-        add(slot.next->run_id(), member.task(), member.fence());
-    }
-    return all;
-  }
-
   // Behind all that was said before: what is not in it is not here. Asked again and again over a
   // slow line, it is said once in a while.
   void say_all_that_runs() {
@@ -143,47 +105,17 @@ struct Agent::State {
     if (told_epoch == epoch && now - last_told < kRepeatAfter) return;
     told_epoch = epoch;
     last_told = now;
-    protocol::Resync resync;
-    resync.set_epoch(epoch);
-    for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
-    for (const auto& [grant, result] : outbox.unanswered()) {
-      auto& lease = *resync.add_finished();
-      lease.set_run_id(result.run_id());
-      lease.set_task(grant.first);
-      lease.set_fence(grant.second);
-    }
-    outbox.say(MessageType::kResync, resync);
+    outbox.say(MessageType::kResync, resync_of(slots, outbox, epoch));
   }
 
   void say_heartbeat() {
     last_heartbeat = clock.now();
-    protocol::Heartbeat beat;
+    protocol::Heartbeat beat = heartbeat_of(slots, phase == Phase::kServing, *chunks);
     beat.set_sent_ns(static_cast<std::uint64_t>(
         std::chrono::nanoseconds(last_heartbeat.time_since_epoch()).count()));
-    std::uint32_t free = 0;
-    for (const Slot& slot : slots) free += slot.is_free() ? 1 : 0;
-    std::uint64_t hash = 0;
-    const auto running = leases();
-    for (const auto& lease : running) hash ^= protocol::lease_hash(lease.task(), lease.fence());
-    beat.set_running(static_cast<std::uint32_t>(running.size()));
-    beat.set_running_hash(hash);
-    for (const auto& [stream, bytes] : chunks->streams(kMostStreamsNamed)) {
-      auto& held = *beat.add_streams();
-      held.set_stream(stream);
-      held.set_bytes(bytes);
-    }
-    beat.set_free_slots(phase == Phase::kServing ? free : 0);
-    const ChunkCounters counted = chunks->counters();
-    protocol::AgentCounters& totals = *beat.mutable_counters();
-    totals.set_cache_hits(counted.hits);
-    totals.set_cache_misses(counted.misses);
-    totals.set_cache_bytes(counted.bytes);
-    totals.set_cache_evicted_bytes(counted.evicted_bytes);
-    totals.set_cache_corrupt_chunks(counted.corrupt);
-    totals.set_cache_refused_writes(counted.refused_writes);
-    totals.set_executor_restarts(restarts);
-    totals.set_tokens_trained(trained);
-    totals.set_tokens_harvested(harvested);
+    beat.mutable_counters()->set_executor_restarts(restarts);
+    beat.mutable_counters()->set_tokens_trained(trained);
+    beat.mutable_counters()->set_tokens_harvested(harvested);
     outbox.mention(MessageType::kHeartbeat, beat);
   }
 
@@ -197,15 +129,7 @@ struct Agent::State {
   }
   void say_lost(std::uint64_t run, const std::string& task, std::uint64_t fence,
                 const ExecutorDeath& death) {
-    protocol::TaskResult lost;
-    lost.set_run_id(run);
-    lost.set_task(task);
-    lost.set_fence(fence);
-    lost.set_outcome(protocol::OUTCOME_LOST);
-    lost.set_reason(death.reason);
-    lost.set_executor_died_alone(phase == Phase::kServing && !death.by_kill);
-    lost.set_out_of_memory(death.out_of_memory);
-    outbox.say_result(std::move(lost));
+    outbox.say_result(lost_result(run, task, fence, death, phase == Phase::kServing));
   }
   // No executor has seen it.
   void say_not_begun(const protocol::Run& run, const std::string& why) {
@@ -221,15 +145,9 @@ struct Agent::State {
 
   // ---- runs ------------------------------------------------------------------------------------
 
-  std::uint32_t threads_of_slot() const { return std::max(1U, options.threads / options.slots); }
-
   Result<void> start_executor(Slot& slot) {
-    ExecutorOptions wanted;
-    wanted.program = options.task_program;
-    wanted.state_directory = options.state_directory;
-    wanted.slot = static_cast<std::uint32_t>(&slot - slots.data());
-    wanted.threads = threads_of_slot();
-    wanted.log_level = options.log_level;
+    const auto number = static_cast<std::uint32_t>(&slot - slots.data());
+    const ExecutorOptions wanted = executor_of(options, store, number);
     auto started = ExecutorProcess::start(wanted);
     if (!started) {
       log::error("executor.start slot={} error={}", wanted.slot, started.error().message);
@@ -246,22 +164,13 @@ struct Agent::State {
   void take(const protocol::Run& run) {
     protocol::AssignReply reply;
     reply.set_run_id(run.run_id());
-    const auto has_it = [&](const Slot& slot) {
-      return (slot.run && slot.run->run_id() == run.run_id()) ||
-             (slot.next && slot.next->run_id() == run.run_id());
-    };
-    if (std::any_of(slots.begin(), slots.end(), has_it)) {  // said twice
+    if (std::any_of(slots.begin(), slots.end(),
+                    [&](const Slot& slot) { return slot.has(run.run_id()); })) {  // said twice
       reply.set_accepted(true);
       outbox.say(MessageType::kAssignReply, reply);
       return;
     }
-    // Better one without a run that still ends; better one with a warm executor.
-    Slot* best = nullptr;
-    const auto worth = [](const Slot& slot) {
-      return (slot.run ? 0 : 2) + (slot.executor ? 1 : 0);
-    };
-    for (Slot& slot : slots)
-      if (slot.is_free() && (best == nullptr || worth(slot) > worth(*best))) best = &slot;
+    Slot* best = best_free(slots);
     if (phase != Phase::kServing) {
       reply.set_reason("the agent stops");
     } else if (best == nullptr) {
@@ -299,8 +208,9 @@ struct Agent::State {
     begun.set_pid(slot.executor->pid());
     begun.set_slot(static_cast<std::uint32_t>(&slot - slots.data()));
     outbox.say(MessageType::kStarted, begun);
-    run.set_threads(threads_of_slot());
+    run.set_threads(threads_of_slot(options));
     slot.heard = clock.now();
+    slot.executor->log_to(store_or_state() / "logs" / fmt::format("run-{}.log", run.run_id()));
     for (const auto& member : run.members()) slot.unfinished[member.task()] = member.fence();
     protocol::Envelope envelope;
     *envelope.mutable_run() = run;
@@ -349,13 +259,7 @@ struct Agent::State {
         return;
       }
     // The run is over: there is nothing to wait for.
-    protocol::ControlDone done;
-    done.set_run_id(wanted.run_id());
-    done.set_task(wanted.task());
-    done.set_fence(wanted.fence());
-    done.set_verb(wanted.verb());
-    done.set_outcome("not running");
-    outbox.say(MessageType::kControlDone, done);
+    outbox.say(MessageType::kControlDone, not_running(wanted));
   }
 
   // ---- what is heard ---------------------------------------------------------------------------
@@ -374,9 +278,13 @@ struct Agent::State {
         protocol::Reject reject;
         understood = protocol::parse_body(heard.body, reject);
         if (!understood) break;
+        if (reject.code() == "drained") {
+          begin_stop(AgentEnd::kDrained, std::nullopt);
+          break;
+        }
         has_listener = false;
         begin_stop(
-            options.stop_patience,
+            reject.code() == "not_authorised" ? AgentEnd::kNotAuthorised : AgentEnd::kDismissed,
             Error{ErrorCode::kUnavailable, "the scheduler refused this agent: " + reject.text()});
         break;
       }
@@ -400,8 +308,14 @@ struct Agent::State {
         break;
       }
       case MessageType::kBye:
+        if (options.outlives_scheduler) {
+          log::warn("scheduler.left");
+          welcomed = false;  // until another one is there
+          next_hello = clock.now() + spread();
+          break;
+        }
         has_listener = false;
-        begin_stop(options.stop_patience, std::nullopt);
+        begin_stop(AgentEnd::kDismissed, std::nullopt);
         break;
       case MessageType::kHeartbeatAck: {
         protocol::HeartbeatAck ack;
@@ -424,12 +338,29 @@ struct Agent::State {
     }
   }
 
+  std::filesystem::path store_or_state() const {
+    return store.empty() ? options.state_directory : store;
+  }
+
+  // False if the scheduler's store is out of reach: nothing that is made here would arrive.
+  bool take_store(const protocol::Welcome& welcome) {
+    auto found = find_store(welcome, store);
+    if (found) {
+      store = std::move(*found);
+      return true;
+    }
+    has_listener = false;
+    begin_stop(AgentEnd::kMisplaced, std::move(found.error()));
+    return false;
+  }
+
   void hear(const protocol::Welcome& welcome) {
     if (welcome.epoch() < epoch) {
       // A copy of an old state, started by mistake: what it grants was granted before.
       log::warn("agent.old_scheduler epoch={} known={}", welcome.epoch(), epoch);
       return;
     }
+    if (!take_store(welcome)) return;
     const bool other_scheduler = epoch != 0 && welcome.epoch() != epoch;
     welcomed = true;
     epoch = welcome.epoch();
@@ -499,6 +430,7 @@ struct Agent::State {
   void finished(Slot& slot, std::uint64_t run_id) {
     if (!slot.run || slot.run->run_id() != run_id) return;
     pass_on_progress(slot);
+    slot.executor->log_to({});
     say_lost(slot, {.by_kill = false,
                     .out_of_memory = false,
                     .reason = "its executor ended the run without a word about it"});
@@ -527,12 +459,13 @@ struct Agent::State {
 
   // ---- the way out -----------------------------------------------------------------------------
 
-  // What runs checkpoints within `patience`.
-  void begin_stop(milliseconds patience, std::optional<Error> why) {
+  // What runs checkpoints within the patience that there is.
+  void begin_stop(AgentEnd because, std::optional<Error> why) {
     if (why && !failure) failure = std::move(why);
     if (phase != Phase::kServing) return;
+    end = because;
     phase = Phase::kPausing;
-    deadline = clock.now() + patience;
+    deadline = clock.now() + options.stop_patience;
     for (Slot& slot : slots) {
       if (slot.next) say_not_begun(*slot.next, "the agent stops");
       slot.next.reset();
@@ -568,11 +501,14 @@ struct Agent::State {
   milliseconds look_at_clock(TimePoint now) {
     if (now - last_word > options.scheduler_patience && phase == Phase::kServing) {
       has_listener = false;
-      begin_stop(options.stop_patience,
+      begin_stop(AgentEnd::kAlone,
                  Error{ErrorCode::kUnavailable,
                        fmt::format("nothing heard from the scheduler for {:.0f} s",
                                    std::chrono::duration<double>(now - last_word).count())});
     }
+    if (is_any_busy(slots)) last_busy = now;
+    if (options.idle_timeout > 0ms && now - last_busy > options.idle_timeout)
+      begin_stop(AgentEnd::kIdle, std::nullopt);
     if ((!welcomed || is_lonely(now)) && now >= next_hello) say_hello();
     const milliseconds beat = phase == Phase::kFlushing ? kFlushBeat : heartbeat;
     if (welcomed && now - last_heartbeat >= beat) say_heartbeat();
@@ -599,7 +535,7 @@ struct Agent::State {
              polled.readable.end();
     };
     // First of all: what dies after we were asked to stop dies while we stop.
-    if (is_readable(wake.get())) begin_stop(options.stop_patience, std::nullopt);
+    if (is_readable(wake.get())) begin_stop(AgentEnd::kStopped, std::nullopt);
     // Executors before the scheduler: an answer that is here already frees a slot for what the
     // scheduler sends.
     for (Slot& slot : slots) {
@@ -617,7 +553,7 @@ struct Agent::State {
       const std::uint64_t one = 1;
       if (::write(descriptor, &one, sizeof one) < 0) return;  // it is readable already
     });
-    last_word = clock.now();
+    last_word = last_busy = clock.now();
     while (true) {
       const TimePoint now = clock.now();
       if (is_done(now)) break;
@@ -645,7 +581,8 @@ Result<Agent> Agent::create(AgentOptions options) {
   if (options.slots < 1)
     return fail(ErrorCode::kInvalidArgument, "slots 0; at least 1 would be right");
   SAE_TRY_VOID(make_directories(options.state_directory));
-  SAE_TRY(protocol::WorkerLink link, protocol::WorkerLink::connect(options.endpoint));
+  SAE_TRY(protocol::WorkerLink link,
+          protocol::WorkerLink::connect(options.endpoint, options.security));
   auto state = std::make_unique<State>(std::move(options), std::move(link));
   if (state->wake.get() < 0) return fail(system_error(errno, "eventfd"));
   auto cache = storage::ActivationCache::open(state->options.state_directory / "cache");
@@ -658,5 +595,6 @@ Result<Agent> Agent::create(AgentOptions options) {
 }
 
 Result<void> Agent::run(std::stop_token stop) { return state_->loop(stop); }
+AgentEnd Agent::end() const { return state_->end; }
 
 }  // namespace saesweep::agent
