@@ -119,6 +119,7 @@ Result<protocol::ServerSecurity> security_of(const ServeFlags& flags, const fs::
   std::error_code ignored;
   if (flags.keys.empty() && !fs::exists(directory, ignored)) {
     SAE_TRY(const protocol::Address address, address_of(flags));
+    SAE_TRY_VOID(make_directories(state));
     SAE_TRY_VOID(protocol::init_key_directory(directory, address));
   }
   return protocol::read_server_security(directory);
