@@ -115,4 +115,15 @@ Result<fs::path> find_task_program(const std::string& given) {
               path.string());
 }
 
+Result<Json> probe_executor(const std::filesystem::path& task) {
+  const auto probe = run_child(task, {"probe", "--json"}, {.patience = std::chrono::minutes(2)});
+  if (!probe) return fail(probe.error());
+  if (probe->exit_code != 0)
+    return fail(ErrorCode::kNotFound,
+                "the executor {} does not start (exit code {}); deploy/setup.sh installs the "
+                "LibTorch it needs, and saesweep doctor says what is missing",
+                task.string(), probe->exit_code);
+  return parse_json(probe->output);
+}
+
 }  // namespace saesweep::cli

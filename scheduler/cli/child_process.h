@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/json.h"
 #include "core/result.h"
 
 namespace saesweep::cli {
@@ -33,5 +34,10 @@ std::filesystem::path default_task_program();
 
 // Where saesweep-task is, or an error that says how to get it.
 Result<std::filesystem::path> find_task_program(const std::string& given);
+
+// Starts the executor once, so that one that cannot start says why now and not by failing every
+// trial. What it found on this machine.
+// Errors: kNotFound if it does not start, with what would help; those of run_child.
+Result<Json> probe_executor(const std::filesystem::path& task);
 
 }  // namespace saesweep::cli

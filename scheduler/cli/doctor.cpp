@@ -120,6 +120,10 @@ Action add_doctor(CLI::App& program, const GlobalFlags&) {
   verb->add_option("--task", flags->task,
                    "The executor (default: saesweep-task beside this program)")
       ->type_name("PATH");
+  verb->footer(R"(Examples:
+  saesweep doctor
+  saesweep doctor --json
+)");
   return [flags] {
     const Json found = examine(*flags);
     if (flags->json) {

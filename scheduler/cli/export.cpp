@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/files.h"
+#include "scheduler/cli/ask.h"
 #include "scheduler/cli/program.h"
 #include "scheduler/cli/selectors.h"
 #include "scheduler/cli/verbs.h"
@@ -21,7 +22,7 @@ namespace fs = std::filesystem;
 struct ExportFlags {
   std::vector<std::string> trials;
   std::string format = "native", to, sweep;
-  std::string state = "./saesweep-data";
+  AskFlags scheduler;
 };
 
 constexpr const char* kNativeFiles[] = {"sae.safetensors", "config.json"};
@@ -42,25 +43,19 @@ Result<fs::path> export_trial(const scheduler::SubjectResult& trial, const fs::p
 }
 
 int export_all(const ExportFlags& flags) {
-  const auto complain = [](const Error& error) {
-    fmt::print(stderr, "saesweep export: {}\n", error.message);
-    return exit_code_of(error.code);
-  };
+  const auto complain = [](const Error& error) { return cli::complain("export", error); };
   if (flags.format != "native")
     return complain({ErrorCode::kInvalidArgument,
                      fmt::format("--format {}: this version writes native; saelens, "
                                  "dictionary_learning and sparsify come with a later one",
                                  flags.format)});
-  const auto sweep =
-      scheduler::read_sweep(fs::absolute(flags.state).lexically_normal(), flags.sweep);
+  const auto sweep = result_of(flags.scheduler, flags.sweep);
   if (!sweep) return complain(sweep.error());
   // All of them are meant before one is written.
   std::vector<const scheduler::SubjectResult*> chosen;
-  for (const std::string& selector : flags.trials) {
-    const auto index = select_trial(selector, sweep->subjects);
-    if (!index) return complain(index.error());
-    chosen.push_back(&sweep->subjects[*index]);
-  }
+  const auto indexes = select_trials(flags.trials, sweep->subjects);
+  if (!indexes) return complain(indexes.error());
+  for (const std::size_t index : *indexes) chosen.push_back(&sweep->subjects[index]);
   for (const scheduler::SubjectResult* trial : chosen) {
     const auto folder = export_trial(*trial, fs::absolute(flags.to).lexically_normal());
     if (!folder) return complain(folder.error());
@@ -76,7 +71,7 @@ Action add_export(CLI::App& program, const GlobalFlags&) {
       program.add_subcommand("export", "Write trained SAEs as folders others can load");
   const auto flags = std::make_shared<ExportFlags>();
   verb->add_option("TRIAL", flags->trials,
-                   "Number in the sweep (3), id (12 hex digits), or id: and at least 4 of them")
+                   "3, 1-10, all, last, an id (12 hex digits), or id: and at least 4 of them")
       ->required();
   verb->add_option("--format", flags->format, "native: sae.safetensors + config.json")
       ->check(CLI::IsMember({"native", "saelens", "dictionary_learning", "sparsify"}))
@@ -86,8 +81,7 @@ Action add_export(CLI::App& program, const GlobalFlags&) {
       ->type_name("DIR");
   verb->add_option("--sweep", flags->sweep, "Its name (default: the one run last)")
       ->type_name("NAME");
-  verb->add_option("--state", flags->state, "Of the run (default ./saesweep-data)")
-      ->type_name("DIR");
+  add_ask_flags(*verb, flags->scheduler);
   verb->footer(R"(Examples:
   saesweep export 3 7 --format native --to saes/
   saesweep export id:3fa9 --sweep othello-widths --to saes/

@@ -11,11 +11,12 @@
 
 namespace saesweep::cli {
 
-Result<Interrupts> Interrupts::take() {
+Result<Interrupts> Interrupts::take(std::initializer_list<int> more) {
   sigset_t ours;
   sigemptyset(&ours);
   sigaddset(&ours, SIGINT);
   sigaddset(&ours, SIGTERM);
+  for (const int number : more) sigaddset(&ours, number);
   ::pthread_sigmask(SIG_BLOCK, &ours, nullptr);
   ::signal(SIGPIPE, SIG_IGN);  // a closed socket or pipe is an error of the write
   const int file = ::signalfd(-1, &ours, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -4,12 +4,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "scheduler/cli/ask.h"
 #include "scheduler/cli/build_info.h"
 #include "scheduler/cli/program.h"
 #include "scheduler/cli/results.h"
@@ -22,7 +22,7 @@ namespace {
 
 struct LeaderboardFlags {
   std::string sweep, sort, filter;
-  std::string state = "./saesweep-data";
+  AskFlags scheduler;
   bool json = false, csv = false;
 };
 
@@ -52,12 +52,8 @@ Result<scheduler::Leaderboard> board_of(const scheduler::SweepResult& sweep,
 }
 
 int show(const LeaderboardFlags& flags, const GlobalFlags& globals) {
-  const auto complain = [](const Error& error) {
-    fmt::print(stderr, "saesweep leaderboard: {}\n", error.message);
-    return exit_code_of(error.code);
-  };
-  const auto sweep =
-      scheduler::read_sweep(std::filesystem::absolute(flags.state).lexically_normal(), flags.sweep);
+  const auto complain = [](const Error& error) { return cli::complain("leaderboard", error); };
+  const auto sweep = result_of(flags.scheduler, flags.sweep);
   if (!sweep) return complain(sweep.error());
   const auto board = board_of(*sweep, flags);
   if (!board) return complain(board.error());
@@ -79,8 +75,7 @@ Action add_leaderboard(CLI::App& program, const GlobalFlags& globals) {
   CLI::App* verb = program.add_subcommand("leaderboard", "Show the trials of a sweep, best first");
   const auto flags = std::make_shared<LeaderboardFlags>();
   verb->add_option("SWEEP", flags->sweep, "Its name (default: the one run last)");
-  verb->add_option("--state", flags->state, "Of the run (default ./saesweep-data)")
-      ->type_name("DIR");
+  add_ask_flags(*verb, flags->scheduler);
   verb->add_option("--sort", flags->sort, "A score or parameter: core.l0, -recon.fve, lr:desc")
       ->type_name("METRIC");
   verb->add_option("--filter", flags->filter, "Rows to show: 'arch=topk and l0<40'")

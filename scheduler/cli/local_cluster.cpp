@@ -21,6 +21,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kLongestSocketPath = 107;  // sun_path of Linux less its end
 constexpr const char* kSocketName = "workers";
+constexpr const char* kClientSocketName = "clients";
 constexpr std::string_view kPrefix = "saesweep-run-";
 // A folder younger than this may not have been locked yet by the one who just made it.
 constexpr std::chrono::minutes kSurelyLocked{1};
@@ -71,6 +72,10 @@ Result<SocketFolder> SocketFolder::make(const fs::path& parent) {
 
 std::string SocketFolder::endpoint() const {
   return fmt::format("ipc://{}", (path_ / kSocketName).string());
+}
+
+std::string SocketFolder::client_endpoint() const {
+  return fmt::format("ipc://{}", (path_ / kClientSocketName).string());
 }
 
 void SocketFolder::remove() {

@@ -28,7 +28,8 @@ class SocketFolder {
   SocketFolder& operator=(SocketFolder&&) = delete;
   ~SocketFolder() { remove(); }
 
-  std::string endpoint() const;  // "ipc:///tmp/saesweep-x/workers"
+  std::string endpoint() const;         // "ipc:///tmp/saesweep-x/workers"
+  std::string client_endpoint() const;  // the same for those who ask
   void remove();
 
  private:

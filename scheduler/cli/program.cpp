@@ -20,6 +20,7 @@ constexpr std::string_view kExamples =
     R"(Examples:
   saesweep run sweeps/othello-quickstart.yaml        a whole sweep on this machine
   saesweep validate sweep.yaml                       what it would cost, or what is wrong
+  saesweep serve, worker, submit --watch             the same on several machines
   saesweep leaderboard --filter 'arch=topk and l0<40'
   saesweep export 3 --format native --to saes/
 
@@ -32,12 +33,28 @@ struct VerbEntry {
   Action (*add)(CLI::App&, const GlobalFlags&);
 };
 constexpr std::array kVerbs{VerbEntry{"run", add_run},
+                            VerbEntry{"serve", add_serve},
+                            VerbEntry{"worker", add_worker},
+                            VerbEntry{"submit", add_submit},
+                            VerbEntry{"status", add_status},
+                            VerbEntry{"watch", add_watch},
+                            VerbEntry{"top", add_top},
+                            VerbEntry{"workers", add_workers},
+                            VerbEntry{"explain", add_explain},
+                            VerbEntry{"logs", add_logs},
+                            VerbEntry{"cancel", add_cancel},
+                            VerbEntry{"pause", add_pause},
+                            VerbEntry{"resume", add_resume},
+                            VerbEntry{"retry", add_retry},
+                            VerbEntry{"drain", add_drain},
                             VerbEntry{"validate", add_validate},
                             VerbEntry{"leaderboard", add_leaderboard},
                             VerbEntry{"export", add_export},
+                            VerbEntry{"journal", add_journal},
                             VerbEntry{"keys", add_keys},
                             VerbEntry{"bench", add_bench},
                             VerbEntry{"doctor", add_doctor},
+                            VerbEntry{"completion", add_completion},
                             VerbEntry{"version", add_version}};
 constexpr std::array<std::string_view, 5> kLogLevels{"debug", "info", "warn", "error", "off"};
 

@@ -1,6 +1,5 @@
 // saesweep run FILE: a whole sweep on this machine.
 #include <fmt/format.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -21,13 +20,12 @@
 #include "scheduler/cli/interrupts.h"
 #include "scheduler/cli/local_cluster.h"
 #include "scheduler/cli/machine.h"
+#include "scheduler/cli/outcome.h"
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
-#include "scheduler/cli/progress.h"
-#include "scheduler/cli/results.h"
+#include "scheduler/cli/screen.h"
 #include "scheduler/cli/verbs.h"
 #include "scheduler/http/http_server.h"
-#include "scheduler/leaderboard/table.h"
 #include "sweeps/values.h"
 
 namespace saesweep::cli {
@@ -35,7 +33,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 struct RunFlags {
   std::string file, out, task, memory;
@@ -53,14 +50,6 @@ constexpr std::size_t kEventsWaiting = 1 << 16;
 double unix_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
-double monotonic_seconds() {
-  return std::chrono::duration<double>(steady_clock::now().time_since_epoch()).count();
-}
-
-std::size_t terminal_width() {
-  winsize size{};
-  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
 
 // Trials now in training, by what we publish about ourselves.
 std::uint64_t training_now(const metrics::Telemetry& telemetry) {
@@ -71,35 +60,6 @@ std::uint64_t training_now(const metrics::Telemetry& telemetry) {
   return std::strtoull(page.c_str() + at + kSeries.size(), nullptr, 10);
 }
 
-// What people and programs see while a sweep runs.
-class Screen {
- public:
-  Screen(bool json, ProgressStyle style) : json_(json), progress_(style) {}
-
-  // False once nobody reads our output any more.
-  bool hear(Json event) {
-    progress_.hear(event, monotonic_seconds());
-    if (event.value("event", "") == "trial.failed")
-      say(fmt::format("trial {} failed: {}", event.value("number", Json()).dump(),
-                      printable(event.value("reason", std::string()))));
-    if (!json_) return true;
-    event["time"] = unix_seconds();
-    const std::string line = canonical_json(event) + "\n";
-    return std::fwrite(line.data(), 1, line.size(), stdout) == line.size() &&
-           std::fflush(stdout) == 0;
-  }
-  void tick() { put(progress_.tick(monotonic_seconds(), terminal_width())); }
-  void say(const std::string& line) { put(progress_.say(line)); }
-  void finish() { put(progress_.finish()); }
-
- private:
-  static void put(const std::string& bytes) {
-    if (!bytes.empty()) fmt::print(stderr, "{}", bytes);
-  }
-  bool json_;
-  Progress progress_;
-};
-
 std::string number_of(std::size_t count, std::string_view thing) {
   return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
 }
@@ -109,58 +69,10 @@ int complain(const Error& error) {
   return exit_code_of(error.code);
 }
 
-// Starts the executor once, so that one that cannot start says why now and not by failing every
-// trial. What it found on this machine.
-Result<Json> probe_executor(const fs::path& task) {
-  const auto probe = run_child(task, {"probe", "--json"}, {.patience = std::chrono::minutes(2)});
-  if (!probe) return fail(probe.error());
-  if (probe->exit_code != 0)
-    return fail(ErrorCode::kNotFound,
-                "the executor {} does not start (exit code {}); deploy/setup.sh installs the "
-                "LibTorch it needs, and saesweep doctor says what is missing",
-                task.string(), probe->exit_code);
-  return parse_json(probe->output);
-}
-
-// The executor's LibTorch belongs into run.json; a run that found everything done keeps what the
-// last one wrote there.
-Json versions(const Json& executor, const fs::path& out) {
-  Json all{{"saesweep", version()},
-           {"commit", commit()},
-           {"compiler", compiler()},
-           {"libraries", library_versions()}};
-  Json before = Json::object();
-  if (const auto text = read_file(out / "run.json", 1 << 20))
-    if (const auto json = parse_json(*text); json && json->is_object())
-      before = json->value("versions", Json::object());
-  for (const Json& known : {executor, before})
-    if (known.is_object() && known.contains("libtorch") && !all.contains("libtorch"))
-      all["libtorch"] = known["libtorch"];
-  return all;
-}
-
-struct Counts {
-  std::size_t trials = 0, failed = 0;
-};
-
-Counts count(const scheduler::SweepResult& result, const sweeps::SweepPlan& plan) {
-  Counts counts;
-  if (plan.train_lm) return {1, result.model_files.contains("model.safetensors") ? 0u : 1u};
-  for (const scheduler::SubjectResult& subject : result.subjects) {
-    if (!subject.baseline) ++counts.trials;
-    if (subject.state != "done") ++counts.failed;
-  }
-  return counts;
-}
-
 class Run {
  public:
   Run(const RunFlags& flags, const GlobalFlags& globals)
-      : flags_(flags),
-        screen_(flags.json, globals.quiet             ? ProgressStyle::kNone
-                            : ::isatty(STDERR_FILENO) ? ProgressStyle::kTerminal
-                                                      : ProgressStyle::kLog),
-        quiet_(globals.quiet) {}
+      : flags_(flags), screen_(flags.json, globals.quiet), quiet_(globals.quiet) {}
 
   int act() {
     auto plan = sweeps::plan_sweep(flags_.file, {.overrides = flags_.overrides});
@@ -198,6 +110,7 @@ class Run {
     auto service = scheduler::SchedulerService::open(
         {.state_directory = state_,
          .endpoint = sockets->endpoint(),
+         .client_endpoint = sockets->client_endpoint(),
          .build = build(),
          .slots = slots,
          .observer = [this](const Json& event) { events_.try_push(event); },
@@ -243,7 +156,14 @@ class Run {
     screen_.finish();
     const auto result = service->result(plan_.name);
     if (!result) return complain(result.error());
-    return conclude(*result, executor);
+    return write_results(*result,
+                         {.verb = "run",
+                          .executor = executor,
+                          .state = state_,
+                          .out = out_,
+                          .json = flags_.json,
+                          .quiet = quiet_},
+                         screen_);
   }
 
  private:
@@ -321,41 +241,6 @@ class Run {
     fmt::print(stderr, "interrupted; every running trial has a checkpoint\n");
     how_to_continue();
     return kExitInterrupted;
-  }
-
-  int conclude(const scheduler::SweepResult& result, const Json& executor) {
-    const RunFacts facts{.host = describe_host(),
-                         .versions = versions(executor, out_),
-                         .state = state_,
-                         .out = out_};
-    const auto contents = to_out_contents(result, facts, commit());
-    if (!contents) return complain(contents.error());
-    if (auto written = scheduler::write_out(out_, *contents); !written)
-      return cannot_write(written.error());
-
-    std::FILE* people = flags_.json ? stderr : stdout;
-    const Counts counts = count(result, plan_);
-    if (plan_.train_lm) {
-      for (const auto& [key, value] : result.model_summary.items())
-        if (value.is_number() || value.is_string())
-          fmt::print(people, "{}: {}\n", key, value.dump());
-      for (const scheduler::SubjectResult& failed : result.subjects)
-        fmt::print(people, "{}: {}\n", failed.state, printable(failed.reason));
-      if (counts.failed == 0) fmt::print(people, "model: {}\n", (out_ / "model").string());
-    } else {
-      const bool color = ::isatty(::fileno(people)) == 1;
-      fmt::print(people, "{}", scheduler::leaderboard_table(contents->board, {.color = color}));
-      fmt::print(people, "report: {}\n", (out_ / "report.html").string());
-    }
-    if (counts.failed > 0 && !plan_.train_lm && !quiet_)
-      fmt::print(stderr, "{} of the rows above did not finish\n", counts.failed);
-    std::fflush(people);
-    screen_.hear({{"event", "sweep.finished"},
-                  {"sweep", plan_.name},
-                  {"trials", counts.trials},
-                  {"failed", counts.failed},
-                  {"out", out_.string()}});
-    return counts.failed == 0 ? kExitDone : kExitSomeFailed;
   }
 
   const RunFlags& flags_;

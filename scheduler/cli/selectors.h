@@ -1,8 +1,8 @@
-// Which trial a word on the command line means: its number in the sweep, all 12 hex digits of its
-// id, or "id:" and at least 4 of them.
+// Which trials of a sweep the words on the command line mean, see scheduler/service/selection.h.
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -12,8 +12,13 @@
 namespace saesweep::cli {
 
 // Index into `subjects`; baselines are never meant.
-// Errors: kInvalidArgument if it is no selector or fits several trials (which); kNotFound.
+// Errors: kInvalidArgument if it is no selector or means several trials (which); kNotFound.
 Result<std::size_t> select_trial(std::string_view selector,
                                  const std::vector<scheduler::SubjectResult>& subjects);
+
+// Of all words together, each once.
+Result<std::vector<std::size_t>> select_trials(
+    const std::vector<std::string>& selectors,
+    const std::vector<scheduler::SubjectResult>& subjects);
 
 }  // namespace saesweep::cli

@@ -15,6 +15,10 @@ Action add_version(CLI::App& program, const GlobalFlags&) {
   CLI::App* verb = program.add_subcommand("version", "Show program, commit and libraries");
   const auto as_json = std::make_shared<bool>(false);
   verb->add_flag("--json", *as_json, "For machines");
+  verb->footer(R"(Examples:
+  saesweep version
+  saesweep version --json
+)");
   return [as_json] {
     const Json libraries = library_versions();
     if (*as_json) {

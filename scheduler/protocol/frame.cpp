@@ -59,6 +59,10 @@ std::string_view to_string(MessageType type) {
       return "ACKNOWLEDGE";
     case MessageType::kResync:
       return "RESYNC";
+    case MessageType::kQuery:
+      return "QUERY";
+    case MessageType::kQueryReply:
+      return "REPLY";
   }
   return "unknown";
 }

@@ -46,6 +46,8 @@ enum class MessageType : std::uint8_t {
   kControlDone = 15,
   kBye = 18,
   kResync = 19,
+  kQuery = 22,
+  kQueryReply = 23,
   kAcknowledge = 24,  // between two links: only its header says something
 };
 bool is_known(MessageType type);

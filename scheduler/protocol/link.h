@@ -126,7 +126,10 @@ class SchedulerLink {
   // Looks at the authorised keys again, now.
   void reload_keys();
 
-  std::vector<HeardMessage> poll(std::chrono::milliseconds timeout);
+  // Waits until something is heard here or at one of `others`, ZeroMQ sockets of the same thread,
+  // or the timeout.
+  std::vector<HeardMessage> poll(std::chrono::milliseconds timeout,
+                                 std::span<void* const> others = {});
   std::uint64_t dropped() const;  // see LinkCounters
   LinkCounters counters() const;
 

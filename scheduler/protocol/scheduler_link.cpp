@@ -269,9 +269,11 @@ LinkCounters SchedulerLink::counters() const {
   return sum;
 }
 
-std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout) {
+std::vector<HeardMessage> SchedulerLink::poll(std::chrono::milliseconds timeout,
+                                              std::span<void* const> others) {
   std::vector<HeardMessage> heard;
   std::vector<zmq::pollitem_t> items{{state_->socket.handle(), 0, ZMQ_POLLIN, 0}};
+  for (void* const other : others) items.push_back({other, 0, ZMQ_POLLIN, 0});
   try {
     zmq::poll(items, timeout);
   } catch (const zmq::error_t& error) {

@@ -159,6 +159,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kAssign:
     case MessageType::kResultAck:
     case MessageType::kControl:
+    case MessageType::kQueryReply:
       return false;
     case MessageType::kHello:
     case MessageType::kHeartbeat:
@@ -170,6 +171,8 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kControlDone:
     case MessageType::kResync:
       return role == Role::kWorker || role == Role::kLocal;
+    case MessageType::kQuery:
+      return role == Role::kClient || role == Role::kAdmin || role == Role::kLocal;
     case MessageType::kBye:
     case MessageType::kAcknowledge:
       return true;

@@ -2,17 +2,25 @@
 
 #include <unistd.h>
 
-#include <array>
 #include <chrono>
+#include <string_view>
 
+#include "core/check.h"
 #include "core/files.h"
 #include "core/log.h"
 #include "scheduler/decisions/decide.h"
 #include "scheduler/protocol/link.h"
+#include "scheduler/service/commands.h"
+#include "scheduler/service/executor_logs.h"
+#include "scheduler/service/journal_tools.h"
+#include "scheduler/service/query_desk.h"
+#include "scheduler/service/row_feed.h"
+#include "scheduler/service/state_directory.h"
 #include "scheduler/service/state_store.h"
 #include "scheduler/service/submission.h"
 #include "scheduler/service/sweep_result.h"
 #include "scheduler/service/telemetry_feed.h"
+#include "scheduler/service/views.h"
 #include "storage/artifacts.h"
 
 namespace saesweep::scheduler {
@@ -24,18 +32,25 @@ using journal::Event;
 using protocol::MessageType;
 
 constexpr auto kLongestPoll = 200ms;
-constexpr auto kStall = 1s;          // of our own loop: others are forgiven that much silence
-constexpr auto kStopPatience = 40s;  // for agents to make checkpoints
+constexpr auto kStall = 1s;            // of our own loop: others are forgiven that much silence
+constexpr auto kStopPatience = 40s;    // for agents to make checkpoints
+constexpr auto kTryDiskAgain = 1s;     // while it fails
+constexpr auto kWorkerDiskRest = 10s;  // without new runs, after a worker's disk was full
 constexpr std::size_t kIdDigits = 12;
 
 double unix_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return name.data();
+// ZeroMQ names an IPv4 address of a socket that takes both as one of IPv6.
+std::string plain(std::string endpoint) {
+  constexpr std::string_view kMapped = "[::ffff:";
+  const std::size_t at = endpoint.find(kMapped);
+  const std::size_t end = endpoint.find(']');
+  if (at == std::string::npos || end == std::string::npos) return endpoint;
+  endpoint.erase(end, 1);
+  endpoint.erase(at, kMapped.size());
+  return endpoint;
 }
 
 Error about(const fs::path& path, const Error& error) {
@@ -45,33 +60,34 @@ Error about(const fs::path& path, const Error& error) {
 }  // namespace
 
 struct SchedulerService::State {
-  State(ServiceOptions given, StateStore opened, storage::Artifacts files,
+  State(ServiceOptions given, StateStore opened, Store place, storage::Artifacts files,
         protocol::SchedulerLink bound)
       : options(std::move(given)),
         store(std::move(opened)),
+        files_at(std::move(place)),
         artifacts(std::move(files)),
         link(std::move(bound)),
         telemetry(options.telemetry) {}
-  ~State() {
-    std::error_code ignored;
-    fs::remove(options.state_directory / "endpoint.json", ignored);
-  }
+  ~State() { remove_endpoint(options.state_directory); }
 
   ServiceOptions options;
   StateStore store;
+  Store files_at;
   storage::Artifacts artifacts;
   std::optional<protocol::SchedulerLink> link;
+  std::optional<QueryDesk> desk;
   TelemetryFeed telemetry;
   ProgressFeed progress;
   SystemClock clock;
 
+  std::optional<Answer> answer;       // of the last command
   std::vector<Reply> replies;         // held until what they follow from is durable
   std::vector<Json> said;             // the same for what observers hear
   std::vector<std::string> finished;  // tasks, since the last commit
-  // Rows that a task belongs to, as (sweep, position), and those that observers know to be settled.
-  using Row = std::pair<std::string, int>;
-  std::map<std::string, std::vector<Row>> rows_of;
-  std::set<Row> settled;
+  std::string trouble;                // why nothing can be made durable; empty: it can
+  RowFeed rows;
+  std::set<std::string> let_go_;  // sessions that were told to leave
+  TimePoint last_look{};
 
   const SweepState& state() const { return store.state(); }
 
@@ -87,9 +103,14 @@ struct SchedulerService::State {
       else if (event.has_run_lost() && event.run_lost().quarantined())
         for (const std::string& id : state().find_run(event.run_lost().run())->tasks())
           finished.push_back(id);
+      else if (event.has_tasks_cancelled())
+        for (const std::string& id : event.tasks_cancelled().tasks()) finished.push_back(id);
+      else if (event.has_tasks_again())
+        for (const std::string& id : event.tasks_again().tasks()) rows.reopen(id);
       log_event(event);
     }
     store.apply(std::move(decision.events), unix_seconds());
+    answer = std::move(decision.answer);
     for (Reply& reply : decision.replies) replies.push_back(std::move(reply));
     return decision.halt;
   }
@@ -126,16 +147,38 @@ struct SchedulerService::State {
     finished.clear();
     for (const std::string& task : now_finished) {
       forget_checkpoints(*state().find_task(task));
-      tell_rows(task);
+      rows.finished(state(), task, [this](Json event) { tell(std::move(event)); });
     }
     for (Json& event : said) tell(std::move(event));
     said.clear();
+    if (desk) desk->settle();
+    let_go();
     return {};
   }
 
+  // Of workers that were drained and have nothing left to do.
+  void let_go() {
+    if (!link || !options.stays) return;
+    protocol::Reject drained;
+    drained.set_code("drained");
+    drained.set_text("it was drained");
+    for (const std::string& session : state().meta().draining()) {
+      const auto worker = state().workers().find(session);
+      if (worker == state().workers().end() || worker->second.lost || worker->second.awaited ||
+          !worker->second.runs.empty() || !let_go_.insert(session).second)
+        continue;
+      (void)link->send(session, MessageType::kReject, drained, false);
+    }
+  }
+
+  // What the decision does not know.
+  void complete(const std::string& peer, protocol::Welcome& welcome) {
+    welcome.set_last_seq_received(link->last_received(peer));
+    welcome.set_store_directory(files_at.directory.string());
+    welcome.set_store_token(files_at.token);
+  }
   void send(Reply& reply) {
-    if (auto* welcome = std::get_if<protocol::Welcome>(&reply.body))
-      welcome->set_last_seq_received(link->last_received(reply.peer));
+    if (auto* welcome = std::get_if<protocol::Welcome>(&reply.body)) complete(reply.peer, *welcome);
     const auto send_as = [&](MessageType type, const auto& body, bool reliable) {
       if (auto sent = link->send(reply.peer, type, body, reliable); !sent)
         log::warn("link.not_sent type={} error={}", protocol::to_string(type),
@@ -163,63 +206,8 @@ struct SchedulerService::State {
   // ---- what people hear ------------------------------------------------------------------------
 
   void tell(Json event) {
+    if (desk) desk->note(event);
     if (options.observer) options.observer(event);
-  }
-
-  void tell_rows(const std::string& task) {
-    const auto rows = rows_of.find(task);
-    if (rows == rows_of.end()) return;
-    for (const Row& row : rows->second) {
-      const auto sweep = state().sweeps().find(row.first);
-      if (sweep == state().sweeps().end()) continue;
-      if (row.second < 0) {
-        tell_model(sweep->second);
-        continue;
-      }
-      const journal::Subject& subject = sweep->second.subjects(row.second);
-      const SubjectOutcome outcome = outcome_of(state(), subject);
-      if (outcome.state == "unfinished" || !settled.insert(row).second) continue;
-      if (subject.baseline()) {
-        if (outcome.state != "done")
-          log::warn("baseline.failed sweep={} baseline={} reason={}", row.first,
-                    subject.identity().substr(0, kIdDigits), outcome.reason);
-        continue;
-      }
-      tell_end(row.first, subject.identity().substr(0, kIdDigits), subject.number(), outcome);
-    }
-  }
-
-  void tell_model(const journal::Sweep& sweep) {
-    const journal::Task& task = *state().find_task(sweep.lm_task());
-    SubjectOutcome outcome{"done", ""};
-    if (task.has_diverged()) outcome = {"diverged", task.diverged().reason()};
-    if (task.has_failed()) outcome = {"failed", task.failed().reason()};
-    tell_end(sweep.name(), fs::path(task.spec().directory()).filename(), 0, outcome);
-  }
-
-  void tell_end(const std::string& sweep, const std::string& trial, std::uint32_t number,
-                const SubjectOutcome& outcome) {
-    Json event{{"event", outcome.state == "done" ? "trial.finished" : "trial.failed"},
-               {"sweep", sweep},
-               {"trial", trial},
-               {"number", number},
-               {"state", outcome.state}};
-    if (outcome.state != "done") event["reason"] = outcome.reason;
-    tell(std::move(event));
-  }
-
-  void index_rows(const std::string& name) {
-    std::erase_if(settled, [&](const Row& row) { return row.first == name; });
-    for (auto& [task, rows] : rows_of)
-      std::erase_if(rows, [&](const Row& row) { return row.first == name; });
-    const journal::Sweep& sweep = state().sweeps().at(name);
-    if (!sweep.lm_task().empty()) rows_of[sweep.lm_task()].push_back({name, -1});
-    for (int i = 0; i < sweep.subjects_size(); ++i) {
-      const journal::Subject& subject = sweep.subjects(i);
-      if (!subject.train_task().empty()) rows_of[subject.train_task()].push_back({name, i});
-      for (const std::string& task : subject.evaluate_tasks()) rows_of[task].push_back({name, i});
-      if (outcome_of(state(), subject).state != "unfinished") settled.insert({name, i});
-    }
   }
 
   // ---- files -----------------------------------------------------------------------------------
@@ -237,7 +225,7 @@ struct SchedulerService::State {
     const bool for_good = is_finished(task) && !(task.has_failed() && task.failed().passing());
     if (!for_good || task.spec().directory().empty()) return;
     std::error_code problem;
-    fs::remove_all(options.state_directory / task.spec().directory(), problem);
+    fs::remove_all(files_at.directory / task.spec().directory(), problem);
     if (problem)
       log::warn("checkpoints.not_removed directory={} problem={}", task.spec().directory(),
                 problem.message());
@@ -330,7 +318,7 @@ struct SchedulerService::State {
     return halt;
   }
 
-  // ---- the loop --------------------------------------------------------------------------------
+  // ---- beginning and end -----------------------------------------------------------------------
 
   bool is_all_done() const {
     for (const auto& [name, sweep] : state().sweeps())
@@ -344,16 +332,118 @@ struct SchedulerService::State {
   }
   void dismiss_workers() {
     protocol::Bye bye;
-    bye.set_reason("the scheduler ends");
+    bye.set_reason(options.stays ? "the scheduler stops; another will come" : "the scheduler ends");
     for (const auto& [session, worker] : state().workers())
       (void)link->send(session, MessageType::kBye, bye, false);
     link.reset();  // in the thread that used it; the last words have a moment to leave
+    desk.reset();
   }
 
+  // ---- those who ask ---------------------------------------------------------------------------
+
+  Result<Json> grant(const protocol::HeardQuery& query) {
+    if (query.verb == "submit") return grant_submission(query.payload);
+    if (query.verb == "backup") {
+      SAE_TRY(const fs::path to, next_backup(options.state_directory));
+      SAE_TRY_VOID(store.backup(to));
+      return Json{{"schema", 1}, {"backup", to.string()}};
+    }
+    SAE_TRY(Heard wanted, to_command(state(), query.verb, query.body));
+    (void)hear("", std::move(wanted));
+    SAE_CHECK(answer.has_value(), "no answer to {}", query.verb);
+    if (answer->error) return fail(*answer->error);
+    answer->details["schema"] = 1;
+    return std::move(answer->details);
+  }
+
+  Result<Json> grant_submission(const std::string& payload) {
+    SAE_TRY(Submission submission, parse_submission(payload));
+    const std::string name = submission.sweep.name();
+    const std::size_t tasks = submission.tasks.size();
+    std::size_t known = 0;
+    for (const journal::TaskSpec& spec : submission.tasks)
+      known += state().find_task(spec.id()) != nullptr ? 1 : 0;
+    submit(std::move(submission));
+    return Json{{"schema", 1},
+                {"sweep", name},
+                {"tasks", tasks},
+                {"known_tasks", known},
+                {"summary", sweep_summary(state(), state().sweeps().at(name))}};
+  }
+
+  void submit(Submission submission) {
+    for (const journal::TaskSpec& spec : submission.tasks) {
+      const journal::Task* task = state().find_task(spec.id());
+      if (task != nullptr && task->has_succeeded() && !are_there(task->result()))
+        submission.lost.insert(spec.id());
+    }
+    const std::string name = submission.sweep.name();
+    (void)hear("", std::move(submission));
+    rows.index(state(), name);
+    // A sweep of which everything is there already has ended.
+    (void)hear("", Tick{.may_place = false});
+  }
+
+  void answer_questions() {
+    if (desk)
+      desk->answer({state(), options.state_directory, files_at.directory, clock.now(), trouble});
+  }
+
+  // ---- the loop --------------------------------------------------------------------------------
+
+  void hear_everybody(std::optional<Error>& halt) {
+    const auto grant_it = [this](const protocol::HeardQuery& query) { return grant(query); };
+    const std::vector<void*> others = desk ? desk->handles() : std::vector<void*>();
+    for (const protocol::HeardMessage& heard : link->poll(kLongestPoll, others)) {
+      if (desk && heard.type == MessageType::kQuery)
+        desk->hear(heard, trouble, grant_it);
+      else if (auto problem = hear_worker(heard))
+        halt = std::move(problem);
+    }
+    if (desk) desk->hear(trouble, grant_it);
+  }
+
+  // How late we were to look.
+  Duration stall_until(TimePoint now) {
+    const Duration late = now - last_look - kLongestPoll;
+    last_look = now;
+    return late > kStall ? late : Duration::zero();
+  }
+
+  // One that stays: a failing disk is waited for, and so is a worker's.
+  Result<bool> serve_on(const std::stop_token& stop) {
+    TimePoint try_again{}, place_again{};
+    last_look = clock.now();
+    while (!stop.stop_requested()) {
+      std::optional<Error> halt;
+      hear_everybody(halt);
+      const TimePoint now = clock.now();
+      if (halt) {
+        log::error("worker.halted error={}", halt->message);
+        place_again = now + kWorkerDiskRest;
+      }
+      hear("",
+           Tick{.stalled = stall_until(now), .may_place = trouble.empty() && now >= place_again});
+      if (trouble.empty() || now >= try_again) {
+        const auto committed = commit();
+        if (committed && !trouble.empty()) log::warn("journal.written_again");
+        if (!committed && trouble.empty())
+          log::error("journal.read_only error={}", committed.error().message);
+        trouble = committed ? "" : committed.error().message;
+        try_again = clock.now() + kTryDiskAgain;
+      }
+      if (!trouble.empty()) send_what_may_leave();
+      answer_questions();
+      telemetry.show_if_due(state(), now);
+    }
+    return is_all_done();
+  }
+
+  // Until every sweep is finished; a failing disk ends it.
   Result<bool> serve(const std::stop_token& stop) {
     std::optional<TimePoint> stop_deadline;
     std::optional<Error> halt;
-    TimePoint last_look = clock.now();
+    last_look = clock.now();
     while (true) {
       const auto begin_to_stop = [&] {
         if (stop_deadline) return;
@@ -361,22 +451,20 @@ struct SchedulerService::State {
         hear("", StopAsked{});
       };
       if (stop.stop_requested()) begin_to_stop();
-      for (const protocol::HeardMessage& heard : link->poll(kLongestPoll))
-        if (auto problem = hear_worker(heard)) halt = std::move(problem);
+      hear_everybody(halt);
       if (halt) begin_to_stop();
 
       const TimePoint now = clock.now();
-      const Duration late = now - last_look - kLongestPoll;
-      last_look = now;
-      hear("", Tick{.stalled = late > kStall ? late : Duration::zero(),
-                    .may_place = !stop_deadline.has_value()});
+      hear("", Tick{.stalled = stall_until(now), .may_place = !stop_deadline.has_value()});
       if (auto committed = commit(); !committed) {
         if (!halt || halt->code != committed.error().code)
           log::error("journal.not_written error={}", committed.error().message);
         halt = committed.error();
         begin_to_stop();
-        send_controls();
+        send_what_may_leave();
       }
+      trouble = halt ? halt->message : "";
+      answer_questions();
       telemetry.show_if_due(state(), now);
 
       if (!halt && is_all_done()) return true;
@@ -386,11 +474,17 @@ struct SchedulerService::State {
     return false;
   }
 
-  // While nothing can be made durable, only these may leave: they ask for checkpoints.
-  void send_controls() {
+  // While nothing can be made durable, only these may leave: who ends asks for checkpoints, who
+  // waits for the disk tells workers that it is there.
+  bool may_leave_now(const Reply& reply) const {
+    if (!options.stays) return std::holds_alternative<protocol::Control>(reply.body);
+    return std::holds_alternative<protocol::HeartbeatAck>(reply.body) ||
+           std::holds_alternative<protocol::Welcome>(reply.body);
+  }
+  void send_what_may_leave() {
     std::vector<Reply> others;
     for (Reply& reply : replies) {
-      if (std::holds_alternative<protocol::Control>(reply.body))
+      if (may_leave_now(reply))
         send(reply);
       else
         others.push_back(std::move(reply));
@@ -408,40 +502,62 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
   SAE_TRY_VOID(make_directories(directory));
   auto store = StateStore::open(directory / "journal", StateStore::Mode::kWrite);
   if (!store) return fail(about(directory, store.error()));
-  SAE_TRY(storage::Artifacts artifacts, storage::Artifacts::open(directory / "artifacts"));
-  SAE_TRY(protocol::SchedulerLink link, protocol::SchedulerLink::bind(options.endpoint));
-  auto state = std::make_unique<State>(std::move(options), std::move(*store), std::move(artifacts),
-                                       std::move(link));
-  (void)state->hear("", ProcessBegins{});
+  SAE_TRY(Store files, open_store(directory, options.store_directory));
+  SAE_TRY(storage::Artifacts artifacts, storage::Artifacts::open(files.directory / "artifacts"));
+  SAE_TRY(protocol::SchedulerLink link,
+          protocol::SchedulerLink::bind(options.endpoint, options.security));
+  std::optional<QueryDesk> desk;
+  if (!options.client_endpoint.empty()) {
+    SAE_TRY(protocol::QueryServer server, protocol::QueryServer::bind(options.client_endpoint));
+    desk.emplace(std::move(server));
+  }
+  if (desk && !options.remote_client_endpoint.empty()) {
+    SAE_TRY(protocol::QueryServer server,
+            protocol::QueryServer::bind(options.remote_client_endpoint, options.security));
+    desk->also_at(std::move(server));
+  }
+  auto state = std::make_unique<State>(std::move(options), std::move(*store), std::move(files),
+                                       std::move(artifacts), std::move(link));
+  state->desk = std::move(desk);
+  if (state->desk)
+    state->desk->answer_at_link(
+        [&link = *state->link](const std::string& peer, const protocol::QueryReply& piece) {
+          (void)link.send(peer, MessageType::kQueryReply, piece, false);
+          // Who asks again is another peer.
+          if (piece.offset() + piece.piece().size() >= piece.body_bytes()) link.forget(peer);
+        });
+  (void)state->hear("", ProcessBegins{.adopt = state->options.stays});
   if (auto committed = state->commit(); !committed)
     return fail(about(state->options.state_directory, committed.error()));
   for (const auto& [id, task] : state->state().tasks()) state->forget_checkpoints(task);
-  const Json endpoint{{"endpoint", state->options.endpoint},
-                      {"pid", ::getpid()},
-                      {"host", host_name()},
-                      {"build", state->options.build},
-                      {"epoch", state->state().meta().epoch()}};
-  SAE_TRY_VOID(write_file_atomically(state->options.state_directory / "endpoint.json",
-                                     pretty_json(endpoint)));
-  return SchedulerService(std::move(state));
+  prune_logs(state->files_at.directory);
+  // One that stays goes on with every sweep there is; else only what is submitted counts.
+  if (state->options.stays)
+    for (const auto& [name, sweep] : state->state().sweeps())
+      state->rows.index(state->state(), name);
+  SchedulerService service(std::move(state));
+  SAE_TRY_VOID(write_endpoint(service.state_->options.state_directory,
+                              {.workers = service.endpoint(),
+                               .clients = service.client_endpoint(),
+                               .pid = ::getpid(),
+                               .host = this_host(),
+                               .build = service.state_->options.build,
+                               .epoch = service.state_->state().meta().epoch()}));
+  return service;
+}
+
+std::string SchedulerService::endpoint() const { return plain(state_->link->endpoint()); }
+std::string SchedulerService::client_endpoint() const {
+  return state_->desk ? plain(state_->desk->endpoint()) : "";
 }
 
 Result<void> SchedulerService::submit(const sweeps::SweepPlan& plan) {
-  Submission submission = to_submission(plan);
-  for (const journal::TaskSpec& spec : submission.tasks) {
-    const journal::Task* known = state_->state().find_task(spec.id());
-    if (known != nullptr && known->has_succeeded() && !state_->are_there(known->result()))
-      submission.lost.insert(spec.id());
-  }
-  (void)state_->hear("", std::move(submission));
-  state_->index_rows(plan.name);
-  // A sweep of which everything is there already has ended.
-  (void)state_->hear("", Tick{.may_place = false});
+  state_->submit(to_submission(plan));
   return state_->commit();
 }
 
 Result<bool> SchedulerService::run(std::stop_token stop) {
-  auto served = state_->serve(stop);
+  auto served = state_->options.stays ? state_->serve_on(stop) : state_->serve(stop);
   // What could not be written may be writable now.
   if (state_->store.has_pending())
     if (auto committed = state_->store.commit(); !committed)
@@ -452,7 +568,7 @@ Result<bool> SchedulerService::run(std::stop_token stop) {
 }
 
 Result<SweepResult> SchedulerService::result(const std::string& sweep) const {
-  return to_result(state_->state(), sweep, state_->options.state_directory);
+  return to_result(state_->state(), sweep, state_->files_at.directory);
 }
 
 }  // namespace saesweep::scheduler

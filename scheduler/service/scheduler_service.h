@@ -1,5 +1,5 @@
 // The scheduler as a running thing: journal, worker link and `decide` in one thread. `saesweep run`
-// hosts one over ipc://; `serve` will host the same over tcp://.
+// hosts one over ipc://, `serve` the same over tcp://.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@
 #include "core/clock.h"
 #include "core/json.h"
 #include "core/result.h"
+#include "scheduler/protocol/security.h"
 #include "sweeps/sweep_plan.h"
 
 namespace saesweep::metrics {
@@ -59,9 +60,18 @@ using Observer = std::function<void(const Json& event)>;
 
 struct ServiceOptions {
   std::filesystem::path state_directory;  // absolute; created if missing
-  std::string endpoint;                   // to bind: "ipc:///tmp/x/workers"
-  std::string build;                      // version and commit
-  std::uint32_t slots = 1;                // of the agent that will come; cohorts are cut by it
+  std::string endpoint;                   // to bind: "ipc:///tmp/x/workers", "tcp://127.0.0.1:7077"
+  std::string client_endpoint = {};       // the same for those who ask; empty: nobody can
+  std::string remote_client_endpoint = {};  // one more, for clients elsewhere
+  protocol::ServerSecurity security = {};   // of tcp:// addresses
+  // Holds checkpoints and artifacts; absolute. Empty: where they are already, at first the state
+  // directory itself.
+  std::filesystem::path store_directory = {};
+  // `serve`: sweeps come over the client endpoint, their end is no reason to end, and agents go on
+  // while nobody serves. A disk that fails makes it read-only until it works again.
+  bool stays = false;
+  std::string build;        // version and commit
+  std::uint32_t slots = 1;  // of the agent that will come; cohorts are cut by it
   Observer observer;
   metrics::Telemetry* telemetry = nullptr;  // outlives the service
 };
@@ -80,10 +90,14 @@ class SchedulerService {
   Result<void> submit(const sweeps::SweepPlan& plan);
 
   // Serves until every submitted sweep is finished (true) or `stop` was asked and all agents have
-  // checkpointed and said BYE, or did not within 40 s (false).
+  // checkpointed and said BYE, or did not within 40 s (false). One that stays ends when `stop` was
+  // asked, at once: true if every sweep is finished.
   // Errors: kResourceExhausted when the journal's disk is full, kUnavailable when it fails: what
   // ran was told to checkpoint.
   Result<bool> run(std::stop_token stop);
+
+  std::string endpoint() const;         // as bound: with the port that was given for port 0
+  std::string client_endpoint() const;  // empty: none
 
   // Of the sweep as the journal has it. Any thread, after run() has returned.
   Result<SweepResult> result(const std::string& sweep) const;

@@ -52,11 +52,14 @@ Rows rows_of(const SweepState& state) {
 
 }  // namespace
 
+Result<storage::Journal> open_journal(const std::filesystem::path& journal, StateStore::Mode mode) {
+  return storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
+                                          .version = kVersion,
+                                          .read_only = mode == StateStore::Mode::kReadOnly});
+}
+
 Result<StateStore> StateStore::open(const std::filesystem::path& journal, Mode mode) {
-  SAE_TRY(storage::Journal opened,
-          storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
-                                           .version = kVersion,
-                                           .read_only = mode == Mode::kReadOnly}));
+  SAE_TRY(storage::Journal opened, open_journal(journal, mode));
   StateStore store(std::move(opened));
   SAE_TRY_VOID(store.load());
   return store;
@@ -113,10 +116,7 @@ Result<void> StateStore::commit() {
 }
 
 Result<std::vector<std::string>> verify_journal(const std::filesystem::path& journal) {
-  SAE_TRY(storage::Journal opened,
-          storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
-                                           .version = kVersion,
-                                           .read_only = true}));
+  SAE_TRY(const storage::Journal opened, open_journal(journal, StateStore::Mode::kReadOnly));
   SweepState folded;
   SAE_TRY_VOID(read_family<journal::Event>(opened, kEvent,
                                            [&](journal::Event event) { folded.apply(event); }));

@@ -29,6 +29,10 @@ class StateStore {
   // Errors: kResourceExhausted if the disk is full; kUnavailable.
   Result<void> commit();
   bool has_pending() const { return !pending_.empty(); }
+  // Copies what is durable into a directory that does not exist yet.
+  Result<void> backup(const std::filesystem::path& directory) const {
+    return journal_.backup(directory);
+  }
 
  private:
   explicit StateStore(storage::Journal journal) : journal_(std::move(journal)) {}
@@ -40,6 +44,9 @@ class StateStore {
   Changes changes_;                      // what they changed
   bool failed_ = false;                  // the last commit did
 };
+
+// The journal as this program lays it out. Errors: those of storage::Journal::open.
+Result<storage::Journal> open_journal(const std::filesystem::path& journal, StateStore::Mode mode);
 
 // Folds all events and compares with the stored objects. What differs, in words; empty if nothing.
 // Errors: those of opening and reading.

@@ -1,6 +1,8 @@
 #include "scheduler/service/submission.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <map>
 
 #include "core/json.h"
@@ -133,8 +135,122 @@ class Builder {
   std::set<std::string> known_;
 };
 
+// What a client may send.
+class Checker {
+ public:
+  explicit Checker(const Submission& submission) : submission_(submission) {}
+
+  Result<void> check() {
+    const journal::Sweep& sweep = submission_.sweep;
+    if (!is_name(sweep.name()))
+      return wrong("its name: up to 100 letters, digits, '.', '_' or '-' would be right");
+    if (!(sweep.checkpoint_every_s() >= 0 && sweep.checkpoint_every_s() <= kLongestInterval))
+      return wrong("its checkpoint interval");
+    for (const journal::TaskSpec& task : submission_.tasks) SAE_TRY_VOID(check(task));
+    if (!sweep.lm_task().empty() && !has(sweep.lm_task(), protocol::TASK_KIND_TRAIN_LM))
+      return wrong("its model's task is not among its tasks");
+    for (const journal::Subject& subject : sweep.subjects()) SAE_TRY_VOID(check(subject));
+    if (submission_.tasks.empty()) return wrong("it has no tasks");
+    return {};
+  }
+
+ private:
+  static constexpr std::size_t kMostSpecBytes = std::size_t{256} << 10;
+  static constexpr double kLongestInterval = 1e9;
+
+  static bool is_name(std::string_view name) {
+    const auto fits = [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+             c == '.' || c == '_' || c == '-';
+    };
+    return !name.empty() && name.size() <= 100 && name[0] != '.' && name[0] != '-' &&
+           std::ranges::all_of(name, fits);
+  }
+  static bool is_hex(std::string_view text, std::size_t digits) {
+    return text.size() == digits && std::ranges::all_of(text, [](char c) {
+             return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+           });
+  }
+  static bool is_spec(const std::string& text) {
+    const auto json = parse_json(text, 16, kMostSpecBytes);
+    return json && json->is_object();
+  }
+  static tl::unexpected<Error> wrong(const std::string& what) {
+    return fail(ErrorCode::kInvalidArgument, "the submission is not right: {}", what);
+  }
+
+  Result<void> check(const journal::TaskSpec& task) {
+    const std::string_view id = task.id();
+    const std::size_t colon = std::min(id.find(':'), id.size());
+    const std::string_view kind = id.substr(0, colon);
+    const bool fits = task.kind() == protocol::TASK_KIND_TRAIN      ? kind == "train"
+                      : task.kind() == protocol::TASK_KIND_EVALUATE ? kind == "eval"
+                      : task.kind() == protocol::TASK_KIND_TRAIN_LM ? kind == "lm"
+                                                                    : false;
+    if (!fits || colon == id.size() || !is_hex(id.substr(colon + 1), 64))
+      return wrong("a task's name");
+    if (!is_spec(task.spec())) return wrong(fmt::format("the parameters of {}", id));
+    if (!is_hex(task.group(), 64) && !(task.group().empty() && kind == "lm"))
+      return wrong(fmt::format("the group of {}", id));
+    const std::string folder = "trials/" + std::string(id.substr(colon + 1, 12));
+    if (task.directory() != (kind == "eval" ? "" : folder))
+      return wrong(fmt::format("the folder of {}", id));
+    // What is needed comes before who needs it, so nothing waits for itself.
+    if (!task.needs().empty() && !kinds_.contains(task.needs()))
+      return wrong(fmt::format("what {} needs is not there before it", id));
+    if (!kinds_.emplace(task.id(), task.kind()).second)
+      return wrong(fmt::format("{} is there twice", id));
+    return {};
+  }
+  Result<void> check(const journal::Subject& subject) {
+    if (!is_hex(subject.identity(), 64)) return wrong("a trial's identity");
+    const std::string id = subject.identity().substr(0, 12);
+    if (!is_spec(subject.spec())) return wrong(fmt::format("the parameters of {}", id));
+    if (!subject.train_task().empty() && !has(subject.train_task(), protocol::TASK_KIND_TRAIN))
+      return wrong(fmt::format("the training of {} is not among its tasks", id));
+    if (!subject.baseline() && subject.train_task().empty())
+      return wrong(fmt::format("trial {} trains nothing", id));
+    for (const std::string& task : subject.evaluate_tasks())
+      if (!has(task, protocol::TASK_KIND_EVALUATE))
+        return wrong(fmt::format("an evaluation of {} is not among its tasks", id));
+    return {};
+  }
+  bool has(const std::string& task, protocol::TaskKind kind) const {
+    const auto found = kinds_.find(task);
+    return found != kinds_.end() && found->second == kind;
+  }
+
+  const Submission& submission_;
+  std::map<std::string, protocol::TaskKind> kinds_;
+};
+
 }  // namespace
 
 Submission to_submission(const sweeps::SweepPlan& plan) { return Builder(plan).build(); }
+
+std::string to_payload(const Submission& submission) {
+  journal::SweepSubmitted submitted;
+  *submitted.mutable_sweep() = submission.sweep;
+  for (const journal::TaskSpec& task : submission.tasks) *submitted.add_tasks() = task;
+  return submitted.SerializeAsString();
+}
+
+Result<Submission> parse_submission(std::string_view payload) {
+  journal::SweepSubmitted submitted;
+  if (payload.size() > static_cast<std::size_t>(std::numeric_limits<int>::max()) ||
+      !submitted.ParseFromArray(payload.data(), static_cast<int>(payload.size())))
+    return fail(ErrorCode::kInvalidArgument, "the payload is no submission");
+  Submission submission;
+  submission.sweep = std::move(*submitted.mutable_sweep());
+  submission.tasks.assign(std::make_move_iterator(submitted.mutable_tasks()->begin()),
+                          std::make_move_iterator(submitted.mutable_tasks()->end()));
+  // What only the scheduler says of a sweep.
+  submission.sweep.clear_submission();
+  submission.sweep.clear_started();
+  submission.sweep.clear_ended();
+  submission.sweep.clear_active();
+  SAE_TRY_VOID(Checker(submission).check());
+  return submission;
+}
 
 }  // namespace saesweep::scheduler

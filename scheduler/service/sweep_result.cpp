@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "scheduler/decisions/decide.h"
+#include "scheduler/service/state_directory.h"
 #include "scheduler/service/state_store.h"
 
 namespace saesweep::scheduler {
@@ -14,11 +15,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void add_files(const protocol::TaskResult& result, const fs::path& state_directory,
+void add_files(const protocol::TaskResult& result, const fs::path& store,
                std::map<std::string, fs::path>& files) {
   for (const auto& artifact : result.artifacts())
     // Of two files of one name the first stays: details of core come before those of others.
-    files.emplace(artifact.name(), state_directory / "artifacts" / artifact.sha256());
+    files.emplace(artifact.name(), store / "artifacts" / artifact.sha256());
 }
 
 Result<Json> summary_of(const journal::Task& task) {
@@ -30,7 +31,7 @@ Result<Json> summary_of(const journal::Task& task) {
 }
 
 Result<SubjectResult> to_subject(const SweepState& state, const journal::Subject& subject,
-                                 const fs::path& state_directory) {
+                                 const fs::path& store) {
   SubjectResult result;
   result.baseline = subject.baseline();
   result.number = subject.number();
@@ -45,7 +46,7 @@ Result<SubjectResult> to_subject(const SweepState& state, const journal::Subject
     if (const auto tokens = result.train_summary.find("tokens");
         tokens != result.train_summary.end() && tokens->is_number_unsigned())
       result.tokens = tokens->get<std::uint64_t>();
-    add_files(train->result(), state_directory, result.files);
+    add_files(train->result(), store, result.files);
   } else if (train != nullptr && train->has_checkpoint()) {
     result.tokens = train->checkpoint().tokens();
   }
@@ -54,7 +55,7 @@ Result<SubjectResult> to_subject(const SweepState& state, const journal::Subject
     if (task == nullptr || !task->has_succeeded()) continue;
     SAE_TRY(Json summary, summary_of(*task));
     result.evaluations.push_back(std::move(summary));
-    add_files(task->result(), state_directory, result.files);
+    add_files(task->result(), store, result.files);
   }
   return result;
 }
@@ -86,14 +87,12 @@ std::vector<std::string> names_of(const SweepState& state) {
 }
 
 Result<SweepResult> to_result(const SweepState& state, const std::string& name,
-                              const fs::path& state_directory) {
+                              const fs::path& store) {
   const std::vector<std::string> names = names_of(state);
-  if (names.empty())
-    return fail(ErrorCode::kNotFound, "no sweep was submitted to {}", state_directory.string());
+  if (names.empty()) return fail(ErrorCode::kNotFound, "no sweep was submitted");
   const auto found = state.sweeps().find(name.empty() ? names.front() : name);
   if (found == state.sweeps().end())
-    return fail(ErrorCode::kNotFound, "no sweep {} in {}; there is {}", name,
-                state_directory.string(), fmt::join(names, ", "));
+    return fail(ErrorCode::kNotFound, "no sweep {}; there is {}", name, fmt::join(names, ", "));
   const journal::Sweep& sweep = found->second;
   SweepResult result;
   result.name = sweep.name();
@@ -102,19 +101,23 @@ Result<SweepResult> to_result(const SweepState& state, const std::string& name,
   if (result.finished) result.ended = sweep.ended();
   result.effective_yaml = sweep.effective_yaml();
   for (const journal::Subject& subject : sweep.subjects()) {
-    SAE_TRY(SubjectResult each, to_subject(state, subject, state_directory));
+    SAE_TRY(SubjectResult each, to_subject(state, subject, store));
     result.subjects.push_back(std::move(each));
   }
   if (const journal::Task* lm = state.find_task(sweep.lm_task()); lm != nullptr) {
     SAE_TRY(result.model_summary, summary_of(*lm));
-    if (lm->has_succeeded()) add_files(lm->result(), state_directory, result.model_files);
+    if (lm->has_succeeded()) add_files(lm->result(), store, result.model_files);
   }
   return result;
 }
 
 Result<SweepResult> read_sweep(const fs::path& state_directory, const std::string& sweep) {
   SAE_TRY(const StateStore store, open_to_read(state_directory));
-  return to_result(store.state(), sweep, state_directory);
+  SAE_TRY(const fs::path files, recorded_store(state_directory));
+  auto result = to_result(store.state(), sweep, files);
+  if (!result)
+    return fail(result.error().code, "{}: {}", state_directory.string(), result.error().message);
+  return result;
 }
 
 Result<std::vector<std::string>> list_sweeps(const fs::path& state_directory) {

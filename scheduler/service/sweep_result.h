@@ -11,9 +11,9 @@
 namespace saesweep::scheduler {
 
 // An empty name: the sweep submitted last. Errors: kNotFound, with the names there are; kCorrupted
-// for JSON that cannot be read.
+// for JSON that cannot be read. `store` holds the artifacts.
 Result<SweepResult> to_result(const SweepState& state, const std::string& sweep,
-                              const std::filesystem::path& state_directory);
+                              const std::filesystem::path& store);
 
 // Newest first.
 std::vector<std::string> names_of(const SweepState& state);

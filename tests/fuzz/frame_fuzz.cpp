@@ -43,6 +43,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   read<TaskResult>(text);
   read<Control>(text);
   read<ControlDone>(text);
+  read<Query>(text);
+  read<QueryReply>(text);
   read<Envelope>(text);
   return 0;
 }

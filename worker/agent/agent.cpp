@@ -19,6 +19,7 @@
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
 #include "worker/agent/slot.h"
+#include "worker/agent/store.h"
 
 namespace saesweep::agent {
 namespace {
@@ -64,8 +65,9 @@ struct Agent::State {
   bool welcomed = false;
   std::uint64_t epoch = 0;
   milliseconds heartbeat = 1s;
-  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{};
+  TimePoint next_hello{}, last_heartbeat{}, last_word{}, last_resend{}, last_told{}, last_busy{};
   std::uint64_t told_epoch = 0;                     // that of the last RESYNC
+  std::filesystem::path store;                      // empty until the scheduler has named it
   std::minstd_rand random{std::random_device{}()};  // spreads agents over time; decides nothing
   std::map<std::string, std::uint64_t> fences;      // the highest accepted, by task
 
@@ -75,19 +77,15 @@ struct Agent::State {
   // The way out: runs pause, then what is left to say is said.
   enum class Phase { kServing, kPausing, kFlushing };
   Phase phase = Phase::kServing;
-  TimePoint deadline{};          // of the phase
+  TimePoint deadline{};  // of the phase
+  AgentEnd end = AgentEnd::kStopped;
   bool has_listener = true;      // the scheduler still listens
   std::optional<Error> failure;  // that ended us
 
   // ---- to the scheduler ------------------------------------------------------------------------
 
   void say_hello() {
-    protocol::Hello hello;
-    hello.set_worker_name(options.name);
-    hello.set_host(host_name());
-    hello.set_build(options.build);
-    hello.set_slots(options.slots);
-    hello.set_memory_bytes(options.memory_bytes);
+    protocol::Hello hello = hello_of(options);
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
     outbox.mention(MessageType::kHello, hello);
@@ -146,15 +144,9 @@ struct Agent::State {
 
   // ---- runs ------------------------------------------------------------------------------------
 
-  std::uint32_t threads_of_slot() const { return std::max(1U, options.threads / options.slots); }
-
   Result<void> start_executor(Slot& slot) {
-    ExecutorOptions wanted;
-    wanted.program = options.task_program;
-    wanted.state_directory = options.state_directory;
-    wanted.slot = static_cast<std::uint32_t>(&slot - slots.data());
-    wanted.threads = threads_of_slot();
-    wanted.log_level = options.log_level;
+    const auto number = static_cast<std::uint32_t>(&slot - slots.data());
+    const ExecutorOptions wanted = executor_of(options, store, number);
     auto started = ExecutorProcess::start(wanted);
     if (!started) {
       log::error("executor.start slot={} error={}", wanted.slot, started.error().message);
@@ -215,8 +207,9 @@ struct Agent::State {
     begun.set_pid(slot.executor->pid());
     begun.set_slot(static_cast<std::uint32_t>(&slot - slots.data()));
     outbox.say(MessageType::kStarted, begun);
-    run.set_threads(threads_of_slot());
+    run.set_threads(threads_of_slot(options));
     slot.heard = clock.now();
+    slot.executor->log_to(store_or_state() / "logs" / fmt::format("run-{}.log", run.run_id()));
     for (const auto& member : run.members()) slot.unfinished[member.task()] = member.fence();
     protocol::Envelope envelope;
     *envelope.mutable_run() = run;
@@ -284,9 +277,13 @@ struct Agent::State {
         protocol::Reject reject;
         understood = protocol::parse_body(heard.body, reject);
         if (!understood) break;
+        if (reject.code() == "drained") {
+          begin_stop(AgentEnd::kDrained, std::nullopt);
+          break;
+        }
         has_listener = false;
         begin_stop(
-            options.stop_patience,
+            reject.code() == "not_authorised" ? AgentEnd::kNotAuthorised : AgentEnd::kDismissed,
             Error{ErrorCode::kUnavailable, "the scheduler refused this agent: " + reject.text()});
         break;
       }
@@ -310,8 +307,14 @@ struct Agent::State {
         break;
       }
       case MessageType::kBye:
+        if (options.outlives_scheduler) {
+          log::warn("scheduler.left");
+          welcomed = false;  // until another one is there
+          next_hello = clock.now() + spread();
+          break;
+        }
         has_listener = false;
-        begin_stop(options.stop_patience, std::nullopt);
+        begin_stop(AgentEnd::kDismissed, std::nullopt);
         break;
       case MessageType::kHeartbeatAck: {
         protocol::HeartbeatAck ack;
@@ -334,12 +337,29 @@ struct Agent::State {
     }
   }
 
+  std::filesystem::path store_or_state() const {
+    return store.empty() ? options.state_directory : store;
+  }
+
+  // False if the scheduler's store is out of reach: nothing that is made here would arrive.
+  bool take_store(const protocol::Welcome& welcome) {
+    auto found = find_store(welcome, store);
+    if (found) {
+      store = std::move(*found);
+      return true;
+    }
+    has_listener = false;
+    begin_stop(AgentEnd::kMisplaced, std::move(found.error()));
+    return false;
+  }
+
   void hear(const protocol::Welcome& welcome) {
     if (welcome.epoch() < epoch) {
       // A copy of an old state, started by mistake: what it grants was granted before.
       log::warn("agent.old_scheduler epoch={} known={}", welcome.epoch(), epoch);
       return;
     }
+    if (!take_store(welcome)) return;
     const bool other_scheduler = epoch != 0 && welcome.epoch() != epoch;
     welcomed = true;
     epoch = welcome.epoch();
@@ -409,6 +429,7 @@ struct Agent::State {
   void finished(Slot& slot, std::uint64_t run_id) {
     if (!slot.run || slot.run->run_id() != run_id) return;
     pass_on_progress(slot);
+    slot.executor->log_to({});
     say_lost(slot, {.by_kill = false,
                     .out_of_memory = false,
                     .reason = "its executor ended the run without a word about it"});
@@ -437,12 +458,13 @@ struct Agent::State {
 
   // ---- the way out -----------------------------------------------------------------------------
 
-  // What runs checkpoints within `patience`.
-  void begin_stop(milliseconds patience, std::optional<Error> why) {
+  // What runs checkpoints within the patience that there is.
+  void begin_stop(AgentEnd because, std::optional<Error> why) {
     if (why && !failure) failure = std::move(why);
     if (phase != Phase::kServing) return;
+    end = because;
     phase = Phase::kPausing;
-    deadline = clock.now() + patience;
+    deadline = clock.now() + options.stop_patience;
     for (Slot& slot : slots) {
       if (slot.next) say_not_begun(*slot.next, "the agent stops");
       slot.next.reset();
@@ -478,11 +500,14 @@ struct Agent::State {
   milliseconds look_at_clock(TimePoint now) {
     if (now - last_word > options.scheduler_patience && phase == Phase::kServing) {
       has_listener = false;
-      begin_stop(options.stop_patience,
+      begin_stop(AgentEnd::kAlone,
                  Error{ErrorCode::kUnavailable,
                        fmt::format("nothing heard from the scheduler for {:.0f} s",
                                    std::chrono::duration<double>(now - last_word).count())});
     }
+    if (is_any_busy(slots)) last_busy = now;
+    if (options.idle_timeout > 0ms && now - last_busy > options.idle_timeout)
+      begin_stop(AgentEnd::kIdle, std::nullopt);
     if ((!welcomed || is_lonely(now)) && now >= next_hello) say_hello();
     const milliseconds beat = phase == Phase::kFlushing ? kFlushBeat : heartbeat;
     if (welcomed && now - last_heartbeat >= beat) say_heartbeat();
@@ -509,7 +534,7 @@ struct Agent::State {
              polled.readable.end();
     };
     // First of all: what dies after we were asked to stop dies while we stop.
-    if (is_readable(wake.get())) begin_stop(options.stop_patience, std::nullopt);
+    if (is_readable(wake.get())) begin_stop(AgentEnd::kStopped, std::nullopt);
     // Executors before the scheduler: an answer that is here already frees a slot for what the
     // scheduler sends.
     for (Slot& slot : slots) {
@@ -527,7 +552,7 @@ struct Agent::State {
       const std::uint64_t one = 1;
       if (::write(descriptor, &one, sizeof one) < 0) return;  // it is readable already
     });
-    last_word = clock.now();
+    last_word = last_busy = clock.now();
     while (true) {
       const TimePoint now = clock.now();
       if (is_done(now)) break;
@@ -555,7 +580,8 @@ Result<Agent> Agent::create(AgentOptions options) {
   if (options.slots < 1)
     return fail(ErrorCode::kInvalidArgument, "slots 0; at least 1 would be right");
   SAE_TRY_VOID(make_directories(options.state_directory));
-  SAE_TRY(protocol::WorkerLink link, protocol::WorkerLink::connect(options.endpoint));
+  SAE_TRY(protocol::WorkerLink link,
+          protocol::WorkerLink::connect(options.endpoint, options.security));
   auto state = std::make_unique<State>(std::move(options), std::move(link));
   if (state->wake.get() < 0) return fail(system_error(errno, "eventfd"));
   auto cache = storage::ActivationCache::open(state->options.state_directory / "cache");
@@ -568,5 +594,6 @@ Result<Agent> Agent::create(AgentOptions options) {
 }
 
 Result<void> Agent::run(std::stop_token stop) { return state_->loop(stop); }
+AgentEnd Agent::end() const { return state_->end; }
 
 }  // namespace saesweep::agent

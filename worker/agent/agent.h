@@ -13,15 +13,19 @@
 #include <string>
 
 #include "core/result.h"
+#include "scheduler/protocol/security.h"
 
 namespace saesweep::agent {
 
 struct AgentOptions {
-  std::string endpoint;                   // of the scheduler: "ipc:///..." or "tcp://..."
-  std::string name = "local";             // shown to people
-  std::string build;                      // of this program
-  std::filesystem::path state_directory;  // absolute
-  std::filesystem::path task_program;     // saesweep-task
+  std::string endpoint;                    // of the scheduler: "ipc:///..." or "tcp://..."
+  protocol::ClientSecurity security = {};  // of a tcp:// one
+  std::string name = "local";              // shown to people
+  std::string build;                       // of this program
+  // Absolute; holds the cache. Checkpoints, artifacts and the logs of runs go to the scheduler's
+  // store, which it names when it welcomes us and which has to be a folder of this machine.
+  std::filesystem::path state_directory;
+  std::filesystem::path task_program;  // saesweep-task
   std::uint32_t slots = 1;
   std::uint32_t threads = 1;                        // all slots together
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
@@ -34,6 +38,20 @@ struct AgentOptions {
   std::chrono::milliseconds reconnect_spread{2'000};
   // Silence after which a busy executor hangs.
   std::chrono::milliseconds executor_patience{600'000};
+  // What runs goes on after a scheduler's BYE too, for `scheduler_patience`; else its BYE is ours.
+  bool outlives_scheduler = false;
+  std::chrono::milliseconds idle_timeout{0};  // without a run; 0: waits for ever
+};
+
+// Why an agent ended.
+enum class AgentEnd : std::uint8_t {
+  kStopped,        // it was asked to
+  kDismissed,      // the scheduler said BYE
+  kIdle,           // nothing to do for `idle_timeout`
+  kDrained,        // the scheduler asked for no new work, and the old is done
+  kAlone,          // the scheduler was gone for too long
+  kNotAuthorised,  // the scheduler does not want this agent
+  kMisplaced,      // the scheduler's store is no folder of this machine
 };
 
 class Agent {
@@ -48,8 +66,9 @@ class Agent {
   // Until `stop` (runs are paused: each member checkpoints and says so, then BYE) or until the
   // scheduler says BYE. In the thread that called create().
   // Errors: kUnavailable if the scheduler refused this agent or was gone for too long; what ran has
-  // checkpointed then.
+  // checkpointed then. kInvalidArgument if its store is no folder of this machine.
   Result<void> run(std::stop_token stop);
+  AgentEnd end() const;  // after run()
 
  private:
   struct State;

@@ -128,9 +128,11 @@ struct ExecutorProcess::State {
   int status = 0;
   std::string killed_because;
   OwnedFd output, log;
-  fs::path log_path;
+  fs::path log_path;  // where it goes now
+  fs::path slot_log;  // where it goes between runs
   std::uintmax_t log_bytes = 0;
-  std::string tail;  // what it printed last
+  bool is_log_full = false;  // of a run
+  std::string tail;          // what it printed last
   fs::path memory_events;
   std::uint64_t memory_kills_before = 0;
 
@@ -149,10 +151,18 @@ struct ExecutorProcess::State {
     std::error_code failed;
     log_bytes = fs::file_size(log_path, failed);
     if (failed) log_bytes = 0;
+    is_log_full = false;
   }
   void keep(std::string_view text) {
     tail.append(text);
     if (tail.size() > kTailBytes) tail.erase(0, tail.size() - kTailBytes);
+    if (log.get() < 0) open_log();
+    if (log_bytes + text.size() > kMaxLogBytes && log_path != slot_log) {
+      constexpr std::string_view kEnd = "\n[the log is full; what follows is not kept]\n";
+      if (!is_log_full && ::write(log.get(), kEnd.data(), kEnd.size()) < 0) return;
+      is_log_full = true;
+      return;
+    }
     if (log_bytes + text.size() > kMaxLogBytes) {
       std::error_code ignored;
       fs::rename(log_path, log_path.string() + ".old", ignored);
@@ -181,7 +191,8 @@ Result<ExecutorProcess> ExecutorProcess::start(const ExecutorOptions& options) {
   state->output = OwnedFd(pipe_ends[0]);
   const OwnedFd their_output(pipe_ends[1]);
   ::fcntl(state->output.get(), F_SETFL, O_NONBLOCK);
-  state->log_path = logs / ("executor-" + std::to_string(options.slot) + ".log");
+  state->slot_log = logs / ("executor-" + std::to_string(options.slot) + ".log");
+  state->log_path = state->slot_log;
   state->open_log();
   state->memory_events =
       options.memory_events.empty() ? find_memory_events() : options.memory_events;
@@ -209,7 +220,9 @@ Result<ExecutorProcess> ExecutorProcess::start(const ExecutorOptions& options) {
 
   ExecutorProcess process(std::move(state));
   protocol::Envelope first;
-  first.mutable_start()->set_state_directory(options.state_directory.string());
+  first.mutable_start()->set_state_directory(
+      (options.store_directory.empty() ? options.state_directory : options.store_directory)
+          .string());
   first.mutable_start()->set_slot(options.slot);
   first.mutable_start()->set_threads(options.threads);
   first.mutable_start()->set_log_level(options.log_level);
@@ -236,6 +249,12 @@ void ExecutorProcess::read_output() {
       return;
     }
   }
+}
+
+void ExecutorProcess::log_to(const fs::path& file) {
+  read_output();  // belongs to what was before
+  state_->log_path = file.empty() ? state_->slot_log : file;
+  state_->log = OwnedFd();  // opened with the first word
 }
 
 void ExecutorProcess::hang_up() { ::shutdown(state_->channel.socket(), SHUT_RDWR); }

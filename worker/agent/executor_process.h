@@ -2,7 +2,8 @@
 //
 // It runs in a process group of its own, so that a terminal's Ctrl-C does not reach it, with an
 // environment of a few names and no descriptor but its socket. What it prints goes to
-// STATE/logs/executor-<slot>.log, which is moved to .log.old when it has grown to kMaxLogBytes.
+// STATE/logs/executor-<slot>.log, which is moved to .log.old when it has grown to kMaxLogBytes, or
+// to the log of a run, which ends there when it has.
 // The kernel kills it when the thread that started it is gone.
 #pragma once
 
@@ -19,8 +20,9 @@
 namespace saesweep::agent {
 
 struct ExecutorOptions {
-  std::filesystem::path program;          // saesweep-task
-  std::filesystem::path state_directory;  // absolute
+  std::filesystem::path program;               // saesweep-task
+  std::filesystem::path state_directory;       // absolute; of the agent
+  std::filesystem::path store_directory = {};  // of checkpoints and artifacts; empty: the same
   std::uint32_t slot = 0;
   std::uint32_t threads = 1;
   std::string log_level = "warn";
@@ -51,6 +53,9 @@ class ExecutorProcess {
   // A descriptor to poll, and what to do when it can be read; -1 when there will be no more.
   int output() const;
   void read_output();
+
+  // What it prints from here on goes to this file; empty: to the log of its slot.
+  void log_to(const std::filesystem::path& file);
 
   // Closes its socket, which tells it to end at once.
   void hang_up();

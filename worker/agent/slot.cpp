@@ -46,9 +46,31 @@ Slot* best_free(std::span<Slot> slots) {
   return best;
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
+protocol::Hello hello_of(const AgentOptions& options) {
+  protocol::Hello hello;
+  hello.set_worker_name(options.name);
+  std::array<char, 256> host{};
+  if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
+  hello.set_build(options.build);
+  hello.set_slots(options.slots);
+  hello.set_memory_bytes(options.memory_bytes);
+  return hello;
+}
+
+std::uint32_t threads_of_slot(const AgentOptions& options) {
+  return std::max(1U, options.threads / options.slots);
+}
+
+ExecutorOptions executor_of(const AgentOptions& options, const std::filesystem::path& store,
+                            std::uint32_t slot) {
+  ExecutorOptions wanted;
+  wanted.program = options.task_program;
+  wanted.state_directory = options.state_directory;
+  wanted.store_directory = store;
+  wanted.slot = slot;
+  wanted.threads = threads_of_slot(options);
+  wanted.log_level = options.log_level;
+  return wanted;
 }
 
 protocol::TaskResult lost_result(std::uint64_t run, const std::string& task, std::uint64_t fence,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <span>
@@ -10,6 +11,7 @@
 
 #include "core/clock.h"
 #include "scheduler/protocol/messages.pb.h"
+#include "worker/agent/agent.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
@@ -38,7 +40,11 @@ bool is_any_busy(std::span<const Slot> slots);
 // executor. Null: none is free.
 Slot* best_free(std::span<Slot> slots);
 
-std::string host_name();
+// HELLO without what the link knows.
+protocol::Hello hello_of(const AgentOptions& options);
+std::uint32_t threads_of_slot(const AgentOptions& options);
+ExecutorOptions executor_of(const AgentOptions& options, const std::filesystem::path& store,
+                            std::uint32_t slot);
 
 // What becomes of a member whose executor is gone. `alone`: it died while everything else went on.
 protocol::TaskResult lost_result(std::uint64_t run, const std::string& task, std::uint64_t fence,

@@ -24,8 +24,10 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::StartsWith;
 
-constexpr const char* kVerbs[] = {"run",  "validate", "leaderboard", "export",
-                                  "keys", "bench",    "doctor",      "version"};
+constexpr const char* kVerbs[] = {
+    "run",     "serve",   "worker",      "submit", "status", "watch",  "top",        "workers",
+    "explain", "logs",    "cancel",      "pause",  "resume", "retry",  "drain",      "validate",
+    "keys",    "journal", "leaderboard", "export", "bench",  "doctor", "completion", "version"};
 
 struct ProgramTest : testing::Test {
   TempDir dir;
@@ -73,7 +75,53 @@ TEST_F(ProgramTest, EveryVerbHasHelp) {
     const Finished help = saesweep({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0) << verb;
     EXPECT_THAT(help.out, HasSubstr("--help")) << verb;
+    EXPECT_THAT(help.out, HasSubstr("Examples:\n  ")) << verb;
   }
+}
+
+TEST_F(ProgramTest, VerbsThatAskSayHowToStartAScheduler) {
+  const std::vector<std::vector<std::string>> asking = {
+      {"status"},       {"watch"},      {"top"},         {"workers"},
+      {"explain", "0"}, {"logs", "0"},  {"cancel", "0"}, {"pause", "0"},
+      {"resume", "0"},  {"retry", "0"}, {"drain", "w"}};
+  for (std::vector<std::string> words : asking) {
+    words.insert(words.end(), {"--state", (dir.path() / "none").string()});
+    const Finished refused = saesweep(words);
+    EXPECT_EQ(refused.exit_code, 3) << words[0];
+    EXPECT_THAT(refused.err, AllOf(StartsWith("saesweep " + words[0] + ": "),
+                                   HasSubstr("saesweep serve --state")));
+    EXPECT_EQ(refused.out, "") << words[0];
+  }
+  EXPECT_FALSE(fs::exists(dir.path() / "none"));
+}
+
+TEST_F(ProgramTest, ADryRunSaysWhatASweepWouldBeAndAsksNobody) {
+  const Finished json = saesweep({"submit", small_sweep(), "--dry-run", "--json"});
+  ASSERT_EQ(json.exit_code, 0) << json.err;
+  const Json dry = parse_json(json.out).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(dry, JsonSchemaCheck::schema("dry_run")), IsEmpty());
+  EXPECT_EQ(dry["trials"], 4);
+  EXPECT_EQ(dry["cohorts"], Json::array({4})) << "they read one stream";
+  EXPECT_LT(dry["trial_memory_bytes"]["least"], dry["trial_memory_bytes"]["most"]);
+  EXPECT_THAT(saesweep({"submit", small_sweep(), "--dry-run"}).out,
+              HasSubstr("cohorts    1 (of 4"));
+}
+
+TEST_F(ProgramTest, CompletionKnowsEveryVerbAndItsFlags) {
+  for (const char* shell : {"bash", "zsh", "fish"}) {
+    const Finished script = saesweep({"completion", shell});
+    ASSERT_EQ(script.exit_code, 0) << shell;
+    for (const char* verb : kVerbs) EXPECT_THAT(script.out, HasSubstr(verb)) << shell;
+    EXPECT_THAT(script.out, HasSubstr("insecure-loopback")) << shell;
+  }
+  // What bash makes of it.
+  const std::string script =
+      write("complete.bash", saesweep({"completion", "bash"}).out +
+                                 "COMP_WORDS=(saesweep submit --wa); COMP_CWORD=2\n"
+                                 "_saesweep; echo \"${COMPREPLY[*]}\"\n"
+                                 "COMP_WORDS=(saesweep expl); COMP_CWORD=1\n"
+                                 "_saesweep; echo \"${COMPREPLY[*]}\"\n");
+  EXPECT_EQ(Program({"/bin/bash", script}, dir.path()).wait().out, "--watch\nexplain\n");
 }
 
 TEST_F(ProgramTest, HelpStartsWithinFiftyMilliseconds) {
@@ -108,6 +156,11 @@ TEST_F(ProgramTest, MisuseExitsWithTwoAndSaysWhatWouldBeRight) {
       {{"export", "3", "--to", "x", "--format", "saelens"}, "native"},
       {{"leaderboard", "--json", "--csv"}, "--csv"},
       {{"bench"}, "bench"},
+      {{"cancel"}, "of what?"},
+      {{"completion", "csh"}, "csh"},
+      {{"journal"}, "journal"},
+      {{"serve", "--keys", "k", "--insecure-loopback"}, "--keys"},
+      {{"submit", "a.yaml", "--wach"}, "did you mean --watch?"},
       {{"bench", "cache", "--bytes", "many"}, "--bytes"},
   };
   for (const Case& one : cases) {

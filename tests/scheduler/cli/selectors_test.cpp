@@ -47,6 +47,19 @@ TEST(SelectTrial, SaysWhatWouldBeRight) {
   }
 }
 
+TEST(SelectTrials, TakesRangesAllAndTheLast) {
+  using testing::ElementsAre;
+  EXPECT_THAT(select_trials({"0-10"}, subjects()).value(), ElementsAre(0, 1));
+  EXPECT_THAT(select_trials({"all"}, subjects()).value(), ElementsAre(0, 1, 2));
+  EXPECT_THAT(select_trials({"last"}, subjects()).value(), ElementsAre(2));
+  EXPECT_THAT(select_trials({"20", "0-10", "id:3fa91"}, subjects()).value(), ElementsAre(2, 0, 1))
+      << "each once, in the order of first mention";
+  EXPECT_EQ(select_trials({"10-30"}, subjects()).error().code, ErrorCode::kNotFound);
+  EXPECT_EQ(select_trials({"10-0"}, subjects()).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(select_trial("all", subjects()).error().code, ErrorCode::kInvalidArgument);
+  EXPECT_EQ(select_trials({"last"}, {}).error().code, ErrorCode::kNotFound);
+}
+
 TEST(SelectTrial, OfANumberThatIsNotThereIsNotFound) {
   for (const char* absent : {"5", "30", "99999999999"}) {
     const auto none = select_trial(absent, subjects());

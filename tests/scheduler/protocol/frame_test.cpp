@@ -307,6 +307,29 @@ Bye filled() {
   return bye;
 }
 
+template <>
+Query filled() {
+  Query query;
+  query.set_id(1);
+  query.set_verb("v");
+  query.set_body("{}");
+  query.set_key("k");
+  query.set_piece("p");
+  query.set_offset(6);
+  query.set_payload_bytes(7);
+  return query;
+}
+template <>
+QueryReply filled() {
+  QueryReply reply;
+  reply.set_id(1);
+  reply.set_code("ok");
+  reply.set_piece("{}");
+  reply.set_offset(4);
+  reply.set_body_bytes(5);
+  return reply;
+}
+
 template <class Body>
 void expect_golden(MessageType type, int number, const std::string& golden) {
   EXPECT_EQ(static_cast<int>(type), number);
@@ -344,6 +367,8 @@ TEST(Messages, HaveTheBytesOfVersionOne) {
   expect_golden<Resync>(MessageType::kResync, 19,
                         "0802120708011201741803"
                         "1a0708021201741803");
+  expect_golden<Query>(MessageType::kQuery, 22, "08011201761a027b7d22016b2a017030063807");
+  expect_golden<QueryReply>(MessageType::kQueryReply, 23, "080112026f6b1a027b7d20042805");
 }
 
 TEST(Messages, AreNotReadFromAnythingElse) {

@@ -1,0 +1,160 @@
+// saesweep cancel, pause, resume, retry, drain: a person's word to the scheduler.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "scheduler/cli/ask.h"
+#include "scheduler/cli/people.h"
+#include "scheduler/cli/program.h"
+#include "scheduler/cli/verbs.h"
+
+namespace saesweep::cli {
+namespace {
+
+struct CommandFlags {
+  AskFlags scheduler;
+  std::string verb, sweep, worker;
+  std::vector<std::string> words;  // trials, or one name of a sweep
+  bool failed = false, undo = false, json = false;
+};
+
+// A value of the answer as people read it.
+std::string text_of(const Json& value) {
+  return printable(value.is_string() ? value.get<std::string>() : value.dump());
+}
+
+int show(const CommandFlags& flags, const Json& answer) {
+  if (flags.json) {
+    fmt::print("{}", pretty_json(answer));
+    return kExitDone;
+  }
+  std::string line;
+  for (const auto& [name, value] : answer.items())
+    if (name != "schema" && name != "verb" && name != "sweep" && name != "worker")
+      line += fmt::format("{}{} {}", line.empty() ? "" : ", ", name, text_of(value));
+  const std::string whom = answer.contains("sweep")    ? text_of(answer["sweep"])
+                           : answer.contains("worker") ? text_of(answer["worker"])
+                                                       : "";
+  fmt::print("{} {}{}{}\n", flags.verb, whom, line.empty() ? "" : ": ", line);
+  return kExitDone;
+}
+
+int wish(const CommandFlags& flags, const std::string& kind, Json body) {
+  auto scheduler = Scheduler::find(flags.scheduler);
+  if (!scheduler) return complain(flags.verb, scheduler.error());
+  const auto answer = scheduler->wish(kind, std::move(body));
+  if (!answer) return complain(flags.verb, answer.error());
+  return show(flags, *answer);
+}
+
+// One word may be the name of a sweep; several, or one that is a selector, are trials of --sweep.
+Result<Json> sweep_body(const CommandFlags& flags) {
+  Json body{{"sweep", flags.sweep}, {"verb", flags.verb}, {"failed", flags.failed}};
+  if (flags.words.size() != 1 || !flags.sweep.empty()) {
+    body["trials"] = flags.words;
+    return body;
+  }
+  const std::string& word = flags.words.front();
+  if (word == "all") return body;  // of the sweep submitted last
+  SAE_TRY(Scheduler scheduler, Scheduler::find(flags.scheduler));
+  SAE_TRY(const Json status, scheduler.ask("status"));
+  bool is_sweep = word == "last";
+  for (const Json& sweep : status.at("sweeps")) is_sweep |= sweep.value("name", "") == word;
+  if (is_sweep)
+    body["sweep"] = word;
+  else
+    body["trials"] = flags.words;
+  return body;
+}
+
+int sweep_command(const CommandFlags& flags) {
+  // A verb that ends or holds things wants to be told which.
+  if (flags.words.empty() && flags.sweep.empty() && !flags.failed) {
+    fmt::print(stderr,
+               "saesweep {0}: of what? a sweep (saesweep {0} NAME, or last) or trials (saesweep "
+               "{0} 3 7-9 --sweep NAME) would be right\n",
+               flags.verb);
+    return kExitMisuse;
+  }
+  auto body = sweep_body(flags);
+  if (!body) return complain(flags.verb, body.error());
+  return wish(flags, "sweep", std::move(*body));
+}
+
+Action add_sweep_command(CLI::App& program, const std::string& name, const std::string& does,
+                         const std::string& footer) {
+  CLI::App* verb = program.add_subcommand(name, does);
+  const auto flags = std::make_shared<CommandFlags>();
+  flags->verb = name;
+  verb->add_option("WHAT", flags->words,
+                   "A sweep's name, or last; or trials: 5, 1-10, all, last (with --sweep), an id, "
+                   "id:3fa9");
+  verb->add_option("--sweep", flags->sweep, "The trials' sweep (default: the one submitted last)")
+      ->type_name("NAME");
+  if (name == "retry") verb->add_flag("--failed", flags->failed, "Only what failed");
+  add_ask_flags(*verb, flags->scheduler);
+  verb->add_flag("--json", flags->json, "For machines");
+  verb->footer(footer);
+  return [flags] { return sweep_command(*flags); };
+}
+
+}  // namespace
+
+Action add_cancel(CLI::App& program, const GlobalFlags&) {
+  return add_sweep_command(program, "cancel", "End a sweep or some of its trials", R"(Examples:
+  saesweep cancel othello-widths
+  saesweep cancel 3 7-9 --sweep othello-widths
+
+What another sweep wants too goes on for it. Results that are there are kept.
+)");
+}
+
+Action add_pause(CLI::App& program, const GlobalFlags&) {
+  return add_sweep_command(program, "pause", "Hold a sweep or some of its trials", R"(Examples:
+  saesweep pause othello-widths
+  saesweep pause 1-10 --sweep othello-widths
+
+What runs makes a checkpoint and waits; saesweep resume goes on from there.
+)");
+}
+
+Action add_resume(CLI::App& program, const GlobalFlags&) {
+  return add_sweep_command(program, "resume", "Go on with what was paused", R"(Examples:
+  saesweep resume othello-widths
+  saesweep resume 1-10 --sweep othello-widths
+)");
+}
+
+Action add_retry(CLI::App& program, const GlobalFlags&) {
+  return add_sweep_command(program, "retry", "Try again what failed or was cancelled", R"(Examples:
+  saesweep retry last --failed
+  saesweep retry id:3fa9 --sweep othello-widths
+)");
+}
+
+Action add_drain(CLI::App& program, const GlobalFlags&) {
+  CLI::App* verb =
+      program.add_subcommand("drain", "Let a worker checkpoint what it runs and leave");
+  const auto flags = std::make_shared<CommandFlags>();
+  flags->verb = "drain";
+  verb->add_option("WORKER", flags->worker, "Its name or session, see saesweep workers")
+      ->required();
+  verb->add_flag("--undo", flags->undo, "It may have work again");
+  add_ask_flags(*verb, flags->scheduler);
+  verb->add_flag("--json", flags->json, "For machines");
+  verb->footer(R"(Examples:
+  saesweep drain node-7
+  saesweep drain node-7 --undo
+)");
+  return [flags] {
+    return wish(*flags, "worker",
+                {{"worker", flags->worker}, {"verb", flags->undo ? "undrain" : "drain"}});
+  };
+}
+
+}  // namespace saesweep::cli

@@ -1,0 +1,18 @@
+// A message as JSON, for exports that people and programs read: names as in the .proto file, 64-bit
+// numbers as text, bytes as base64, as protobuf's JSON mapping has it.
+#pragma once
+
+#include <string>
+
+#include "core/result.h"
+
+namespace google::protobuf {
+class Message;
+}
+
+namespace saesweep::protocol {
+
+// One line. Errors: kCorrupted for text in it that is no UTF-8.
+Result<std::string> message_json(const google::protobuf::Message& message);
+
+}  // namespace saesweep::protocol

@@ -1,0 +1,27 @@
+// What executors printed, as far as it is kept: STORE/logs/run-<id>.log of each run that printed
+// something, written by the agent that supervised it and bounded there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+
+#include "core/json.h"
+#include "core/result.h"
+#include "scheduler/decisions/sweep_state.h"
+
+namespace saesweep::scheduler {
+
+// log.schema.json: {"schema", "trial", "run", "state", "offset", "next", "text", "more"}: a piece
+// of the log of the newest run that trained the trial, from `offset` bytes on. Bytes that are no
+// UTF-8 become '?'. `more`: there may be more to come.
+// Errors: kNotFound if nothing ran yet or its log is gone; kUnavailable.
+Result<Json> read_log(const SweepState& state, const journal::Subject& trial,
+                      const std::filesystem::path& store, std::uint64_t offset);
+
+inline constexpr std::size_t kRunLogsKept = 4096;
+
+// Removes the logs of all but the newest runs.
+void prune_logs(const std::filesystem::path& store, std::size_t kept = kRunLogsKept);
+
+}  // namespace saesweep::scheduler
