@@ -34,16 +34,25 @@ std::uint64_t stream_bytes(const PlannedStream& stream) {
   return stream.spec.tokens * stream.d_in * size_of(stream.spec.dtype);
 }
 
+bool is_gated(const TrainingSpec& spec) {
+  return spec.architecture == Architecture::kGated ||
+         spec.architecture == Architecture::kGatedPAnneal;
+}
+
 std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
-  return 2 * spec.d_sae * d_in + spec.d_sae + d_in;
+  std::uint64_t biases = 1;  // and what else there is one of a latent
+  if (is_gated(spec)) biases = 3;
+  if (spec.architecture == Architecture::kJumpRelu) biases = 2;
+  return 2 * spec.d_sae * d_in + biases * spec.d_sae + d_in;
 }
 
 double training_seconds(const TrainingSpec& spec, std::uint64_t d_in) {
   const double width = static_cast<double>(spec.d_sae), d = static_cast<double>(d_in);
-  // Products per token. Dense: two forward, three backward. TopK: a dense encoder, the rest for k
-  // of the features, and selecting them, which costs about another product of the encoder's size.
-  const double flops =
-      spec.k ? 4 * d * width + 8 * d * static_cast<double>(*spec.k) : 10 * d * width;
+  // Products per token. Dense: two forward, three backward; gated: the gate's reconstruction and
+  // its way back as well. TopK: a dense encoder, the rest for k of the features, and selecting
+  // them, which costs about another product of the encoder's size.
+  double flops = (is_gated(spec) ? 14 : 10) * d * width;
+  if (spec.k) flops = 4 * d * width + 8 * d * static_cast<double>(*spec.k);
   const double rate = spec.precision == Precision::kBFloat16 ? kFlopsBFloat16 : kFlopsFloat32;
   const double adam = kAdamBytes * static_cast<double>(parameters(spec, d_in)) / kMemoryBandwidth;
   return static_cast<double>(spec.steps()) *
@@ -77,9 +86,10 @@ std::string gibibytes(std::uint64_t bytes) {
 }  // namespace
 
 std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in) {
-  // Parameters, gradients, two moments; rows, reconstruction and residual; pre-activations,
-  // features and their gradient.
-  return 4 * (4 * parameters(spec, d_in) + 3 * spec.batch * d_in + 3 * spec.batch * spec.d_sae);
+  // Parameters, gradients, two moments; rows, reconstruction and residual, of nested groups a
+  // gradient each; pre-activations, features and their gradient.
+  const std::uint64_t of_rows = (3 + spec.group_fractions.size()) * d_in + 3 * spec.d_sae;
+  return 4 * (4 * parameters(spec, d_in) + spec.batch * of_rows);
 }
 
 SweepEstimate estimate(const SweepPlan& plan) {

@@ -27,9 +27,21 @@ std::optional<Architecture> read_architecture(const Section& section, Problems& 
   return std::nullopt;
 }
 
-// The sparsity key that an architecture must have.
-ParameterId sparsity_key(Architecture architecture) {
-  return parameter(ParameterId::kK).applies(architecture) ? ParameterId::kK : ParameterId::kL1;
+// The sparsity keys of which an architecture must have one.
+std::vector<ParameterId> sparsity_keys(Architecture architecture) {
+  std::vector<ParameterId> keys;
+  for (const ParameterId id :
+       {ParameterId::kK, ParameterId::kL1, ParameterId::kL0Target, ParameterId::kL0Coefficient})
+    if (parameter(id).applies(architecture)) keys.push_back(id);
+  return keys;
+}
+
+// "k", "l0_target or l0_coefficient"
+std::string sparsity_key_names(Architecture architecture) {
+  std::string names;
+  for (const ParameterId id : sparsity_keys(architecture))
+    names += (names.empty() ? "" : " or ") + std::string(parameter(id).name);
+  return names;
 }
 
 bool check_draws(const std::vector<ParameterAxis>& axes, const Search& search, Problems& problems) {
@@ -154,11 +166,10 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
   for (const Parameter& each : parameters()) {
     if (const YamlNode* value = section.find(each.name)) {
       if (architecture && !each.applies(*architecture)) {
-        section.add(
-            each.name,
-            fmt::format("does not apply to {}; leaving it out would be right, its "
-                        "sparsity key is {}",
-                        to_string(*architecture), parameter(sparsity_key(*architecture)).name));
+        section.add(each.name,
+                    fmt::format("does not apply to {}; leaving it out would be right, its "
+                                "sparsity key is {}",
+                                to_string(*architecture), sparsity_key_names(*architecture)));
         continue;
       }
       if (auto axis = read_axis(each, *value, section.path_of(each.name), problems))
@@ -170,10 +181,15 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
       if (axis.id == each.id) family.axes_.push_back(axis);
   }
   if (problems.size() != problems_before || !architecture) return std::nullopt;
-  for (const ParameterId id : {ParameterId::kDSae, sparsity_key(*architecture)})
-    if (family.axis(id) == nullptr)
-      section.require(parameter(id).name,
-                      fmt::format("{} needs it, here or in train", to_string(*architecture)));
+  const auto sparsity = sparsity_keys(*architecture);
+  if (family.axis(ParameterId::kDSae) == nullptr)
+    section.require("d_sae",
+                    fmt::format("{} needs it, here or in train", to_string(*architecture)));
+  if (std::none_of(sparsity.begin(), sparsity.end(),
+                   [&](ParameterId id) { return family.axis(id) != nullptr; }))
+    section.require(parameter(sparsity.front()).name,
+                    fmt::format("{} needs {}, here or in train", to_string(*architecture),
+                                sparsity.size() == 1 ? "it" : sparsity_key_names(*architecture)));
   if (!check_draws(family.axes_, search, problems)) return std::nullopt;
   std::vector<DrawnAxis> draws;
   std::uint64_t samples = 0;

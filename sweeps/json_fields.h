@@ -11,6 +11,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "core/json.h"
 #include "core/result.h"
@@ -100,6 +101,14 @@ class JsonFields {
   static bool take(const Json& field, std::array<double, 2>& out) {
     return field.is_array() && field.size() == 2 && take(field[0], out[0]) &&
            take(field[1], out[1]);
+  }
+
+  static bool take(const Json& field, std::vector<double>& out) {
+    if (!field.is_array()) return false;
+    out.assign(field.size(), 0);
+    for (std::size_t i = 0; i < out.size(); ++i)
+      if (!take(field[i], out[i])) return false;
+    return true;
   }
 
   std::string what_;

@@ -32,22 +32,29 @@ constexpr std::array kTrainLmKeys{"layers"sv,       "d_model"sv,      "heads"sv,
                                   "optimizer"sv,    "targets"sv,      "init_scale"sv,
                                   "seed"sv,         "precision"sv,    "restart_at"sv};
 
-constexpr std::array kLaterKeys{"early_stopping"sv,  "l0_target"sv,      "l0_coefficient"sv,
-                                "bandwidth"sv,       "init_threshold"sv, "sparsity_loss"sv,
-                                "group_fractions"sv, "select_scope"sv,   "hook_out"sv};
-constexpr std::array kLaterArchitectures{"gated"sv,           "jumprelu"sv,   "matryoshka"sv,
-                                         "gated_p_anneal"sv,  "end_to_end"sv, "transcoder"sv,
-                                         "skip_transcoder"sv, "crosscoder"sv};
+constexpr std::array kLaterKeys{"early_stopping"sv, "hook_out"sv};
+constexpr std::array kLaterArchitectures{"end_to_end"sv, "transcoder"sv, "skip_transcoder"sv,
+                                         "crosscoder"sv};
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
-constexpr std::array kArchitectures{"standard"sv, "standard_bricken"sv, "topk"sv, "batchtopk"sv,
-                                    "p_anneal"sv};
+constexpr std::array kArchitectures{
+    "standard"sv,  "standard_bricken"sv, "gated"sv,    "jumprelu"sv,      "topk"sv,
+    "batchtopk"sv, "matryoshka"sv,       "p_anneal"sv, "gated_p_anneal"sv};
 constexpr std::array kBaselines{"identity"sv,     "pca"sv,       "random_sae"sv, "neurons"sv,
                                 "linear_probe"sv, "always_on"sv, "placement"sv,  "random_model"sv};
 
 bool all(Architecture) { return true; }
-bool with_k(Architecture a) { return a == kTopK || a == kBatchTopK; }
-bool with_l1(Architecture a) { return !with_k(a); }
-bool annealed(Architecture a) { return a == kPAnneal; }
+bool with_k(Architecture a) { return a == kTopK || a == kBatchTopK || a == kMatryoshka; }
+bool penalised(Architecture a) { return !with_k(a); }
+bool jumps(Architecture a) { return a == kJumpRelu; }
+bool with_l1(Architecture a) { return penalised(a) && !jumps(a); }
+bool annealed(Architecture a) { return a == kPAnneal || a == kGatedPAnneal; }
+bool over_batch(Architecture a) { return a == kBatchTopK || a == kMatryoshka; }
+bool nested(Architecture a) { return a == kMatryoshka; }
+
+constexpr std::array kSparsityFunctions{"lp"sv, "lp_p"sv};
+constexpr std::array kSparsityLosses{"l0"sv, "l0_target"sv, "tanh"sv};
+// One worker computes the whole batch of a step, so both say the same: its k * batch largest.
+constexpr std::array kSelectScopes{"step"sv, "global"sv};
 
 constexpr double kManyTokens = 9e15;  // 2^53 and a little less: exact as a double
 constexpr double kMaxWidth = 1 << 30;
@@ -59,26 +66,35 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
     {ParameterId::kDSae, "d_sae", ParameterKind::kCount, all, 1, kMaxWidth},
     {ParameterId::kK, "k", ParameterKind::kCount, with_k, 1, kMaxWidth},
     {ParameterId::kL1, "l1", ParameterKind::kReal, with_l1, 0, kAnyReal},
+    {ParameterId::kL0Target, "l0_target", ParameterKind::kReal, jumps, 0, kMaxWidth, true},
+    {ParameterId::kL0Coefficient, "l0_coefficient", ParameterKind::kReal, jumps, 0, kAnyReal},
     {ParameterId::kLr, "lr", ParameterKind::kReal, all, 0, kAnyReal, true},
     {ParameterId::kAdamBetas, "adam_betas", ParameterKind::kBetas, all},
     {ParameterId::kGradClip, "grad_clip", ParameterKind::kClip, all, 0, kAnyReal, true},
     {ParameterId::kWarmupSteps, "warmup_steps", ParameterKind::kSteps, all},
     {ParameterId::kDecayStart, "decay_start", ParameterKind::kSteps, all},
-    {ParameterId::kSparsityWarmupSteps, "sparsity_warmup_steps", ParameterKind::kSteps, with_l1},
+    {ParameterId::kSparsityWarmupSteps, "sparsity_warmup_steps", ParameterKind::kSteps, penalised},
     {ParameterId::kAuxK, "aux_k", ParameterKind::kCount, with_k, 1, kMaxWidth},
     {ParameterId::kAuxKWeight, "aux_k_weight", ParameterKind::kReal, with_k, 0, kAnyReal},
     {ParameterId::kDeadAfterTokens, "dead_after_tokens", ParameterKind::kCount, with_k, 1,
      kManyTokens},
     {ParameterId::kThresholdBeta, "threshold_beta", ParameterKind::kReal, with_k, 0, 1},
     {ParameterId::kThresholdStartStep, "threshold_start_step", ParameterKind::kSteps, with_k},
+    {ParameterId::kSelectScope, "select_scope", ParameterKind::kWord, over_batch, 0, 0, false,
+     kSelectScopes},
+    {ParameterId::kGroupFractions, "group_fractions", ParameterKind::kFractions, nested},
     {ParameterId::kPStart, "p_start", ParameterKind::kReal, annealed, 0, 16, true},
     {ParameterId::kPEnd, "p_end", ParameterKind::kReal, annealed, 0, 16},
     {ParameterId::kAnnealStart, "anneal_start", ParameterKind::kSteps, annealed},
     {ParameterId::kAnnealEnd, "anneal_end", ParameterKind::kSteps, annealed},
     {ParameterId::kNSparsityUpdates, "n_sparsity_updates", ParameterKind::kCount, annealed, 1,
      kManyTokens},
-    {ParameterId::kSparsityFunction, "sparsity_function", ParameterKind::kSparsityFunction,
-     annealed},
+    {ParameterId::kSparsityFunction, "sparsity_function", ParameterKind::kWord, annealed, 0, 0,
+     false, kSparsityFunctions},
+    {ParameterId::kSparsityLoss, "sparsity_loss", ParameterKind::kWord, jumps, 0, 0, false,
+     kSparsityLosses},
+    {ParameterId::kBandwidth, "bandwidth", ParameterKind::kReal, jumps, 0, kAnyReal, true},
+    {ParameterId::kInitThreshold, "init_threshold", ParameterKind::kReal, jumps, 0, kAnyReal},
     {ParameterId::kInit, "init", ParameterKind::kPath, all},
 }};
 

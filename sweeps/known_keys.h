@@ -43,6 +43,8 @@ enum class ParameterId : std::uint8_t {
   kDSae,
   kK,
   kL1,
+  kL0Target,
+  kL0Coefficient,
   kLr,
   kAdamBetas,
   kGradClip,
@@ -54,23 +56,29 @@ enum class ParameterId : std::uint8_t {
   kDeadAfterTokens,
   kThresholdBeta,
   kThresholdStartStep,
+  kSelectScope,
+  kGroupFractions,
   kPStart,
   kPEnd,
   kAnnealStart,
   kAnnealEnd,
   kNSparsityUpdates,
   kSparsityFunction,
+  kSparsityLoss,
+  kBandwidth,
+  kInitThreshold,
   kInit,
 };
-inline constexpr std::size_t kParameterCount = 23;
+inline constexpr std::size_t kParameterCount = 30;
 
 enum class ParameterKind : std::uint8_t {
-  kCount,  // whole, in [low, high]
-  kReal,   // in [low, high]; low_open: low itself is refused
-  kSteps,  // a count or a share of the run
-  kBetas,  // a pair
-  kClip,   // a positive real or `none`
-  kSparsityFunction,
+  kCount,      // whole, in [low, high]
+  kReal,       // in [low, high]; low_open: low itself is refused
+  kSteps,      // a count or a share of the run
+  kBetas,      // a pair
+  kClip,       // a positive real or `none`
+  kWord,       // one of `words`
+  kFractions,  // a list of shares, as numbers or like 1/32, that sum to 1
   kPath,
 };
 
@@ -81,6 +89,7 @@ struct Parameter {
   bool (*applies)(Architecture);
   double low = 0, high = 0;
   bool low_open = false;
+  std::span<const std::string_view> words = {};
 };
 std::span<const Parameter, kParameterCount> parameters();
 const Parameter& parameter(ParameterId id);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "sweeps/nearest.h"
 
@@ -34,11 +35,12 @@ class AxisReader {
   }
 
  private:
-  // A pair of betas is itself a list; a list of pairs is an axis.
+  // Betas and fractions are themselves lists; a list of those is an axis.
   bool is_list(const YamlNode& node) const {
     if (!node.is_sequence()) return false;
-    return parameter_.kind != ParameterKind::kBetas || node.items.empty() ||
-           node.items[0].is_sequence();
+    const bool value_is_list =
+        parameter_.kind == ParameterKind::kBetas || parameter_.kind == ParameterKind::kFractions;
+    return !value_is_list || node.items.empty() || node.items[0].is_sequence();
   }
 
   bool read_list(const YamlNode& node, const std::string& path, std::vector<ParameterValue>& out) {
@@ -63,6 +65,7 @@ class AxisReader {
 
   std::optional<ParameterValue> read_value(const YamlNode& node, const std::string& path) {
     if (parameter_.kind == ParameterKind::kBetas) return read_betas(node, path);
+    if (parameter_.kind == ParameterKind::kFractions) return read_fractions(node, path);
     const auto text =
         scalar_text(node, path, "a value, a list of values or a range would be right", problems_);
     if (!text) return std::nullopt;
@@ -83,18 +86,18 @@ class AxisReader {
         if (!steps) return refuse(node, path, steps.error().message);
         return *steps;
       }
-      case ParameterKind::kSparsityFunction: {
-        static constexpr std::array<std::string_view, 2> kWords{"lp", "lp_p"};
-        if (*text != "lp" && *text != "lp_p")
+      case ParameterKind::kWord:
+        if (std::find(parameter_.words.begin(), parameter_.words.end(), *text) ==
+            parameter_.words.end())
           return refuse(node, path,
                         fmt::format("{} is not one of its values; {}", describe(node),
-                                    suggestion(*text, kWords)));
+                                    suggestion(*text, parameter_.words)));
         return *text;
-      }
       case ParameterKind::kPath:
         if (text->empty()) return refuse(node, path, "is empty; the path of an SAE would be right");
         return *text;
       case ParameterKind::kBetas:
+      case ParameterKind::kFractions:
         break;
     }
     return std::nullopt;
@@ -132,6 +135,37 @@ class AxisReader {
                                 "[0.9, 0.999], would be right",
                                 describe(node)));
     return betas;
+  }
+
+  // 0.25 or 1/4
+  static Result<double> fraction(const std::string& text) {
+    const auto slash = text.find('/');
+    if (slash == std::string::npos) return parse_real(text);
+    SAE_TRY(const double above, parse_real(text.substr(0, slash)));
+    SAE_TRY(const double below, parse_real(text.substr(slash + 1)));
+    return above / below;
+  }
+
+  std::optional<ParameterValue> read_fractions(const YamlNode& node, const std::string& path) {
+    std::vector<double> fractions;
+    double sum = 0;
+    bool ok = node.is_sequence() && !node.items.empty();
+    for (std::size_t i = 0; ok && i < node.items.size(); ++i) {
+      const auto value =
+          node.items[i].is_scalar() ? fraction(node.items[i].text) : Result<double>(-1.0);
+      ok = value && *value > 0 && *value <= 1;  // not of a number that is none
+      if (ok) fractions.push_back(*value);
+      if (ok) sum += *value;
+    }
+    if (!ok)
+      return refuse(node, path,
+                    fmt::format("is {}; a list of shares of d_sae above 0, like [1/4, 1/4, 1/2], "
+                                "would be right",
+                                describe(node)));
+    if (std::abs(sum - 1) > 1e-6)
+      return refuse(node, path,
+                    fmt::format("sums to {}; shares that sum to 1 would be right", shortest(sum)));
+    return fractions;
   }
 
   // {log_uniform: [a, b], samples: n}
@@ -279,6 +313,11 @@ std::string to_string(const ParameterValue& value) {
     std::string operator()(const StepCount& steps) const { return steps.to_string(); }
     std::string operator()(const std::array<double, 2>& pair) const {
       return fmt::format("[{}, {}]", shortest(pair[0]), shortest(pair[1]));
+    }
+    std::string operator()(const std::vector<double>& list) const {
+      std::string text;
+      for (const double each : list) text += (text.empty() ? "[" : ", ") + shortest(each);
+      return text + "]";
     }
     std::string operator()(const std::string& text) const { return text; }
   };

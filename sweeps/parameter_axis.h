@@ -15,9 +15,9 @@
 
 namespace saesweep::sweeps {
 
-// monostate: `none` (grad_clip). String: a sparsity function's word, or a path as written.
+// monostate: `none` (grad_clip). Vector: fractions. String: a word, or a path as written.
 using ParameterValue = std::variant<std::monostate, std::uint64_t, double, StepCount,
-                                    std::array<double, 2>, std::string>;
+                                    std::array<double, 2>, std::vector<double>, std::string>;
 std::string to_string(const ParameterValue& value);
 
 struct ParameterAxis {

@@ -1,5 +1,6 @@
 #include "sweeps/spec.h"
 
+#include <algorithm>
 #include <array>
 #include <span>
 
@@ -16,10 +17,15 @@ struct Word {
 };
 template <class Enum>
 Word(Enum, std::string_view) -> Word<Enum>;  // clang 14 deduces no aggregates
-constexpr std::array kArchitectureWords{
-    Word{Architecture::kStandard, "standard"},
-    Word{Architecture::kStandardBricken, "standard_bricken"}, Word{Architecture::kTopK, "topk"},
-    Word{Architecture::kBatchTopK, "batchtopk"}, Word{Architecture::kPAnneal, "p_anneal"}};
+constexpr std::array kArchitectureWords{Word{Architecture::kStandard, "standard"},
+                                        Word{Architecture::kStandardBricken, "standard_bricken"},
+                                        Word{Architecture::kTopK, "topk"},
+                                        Word{Architecture::kBatchTopK, "batchtopk"},
+                                        Word{Architecture::kPAnneal, "p_anneal"},
+                                        Word{Architecture::kGated, "gated"},
+                                        Word{Architecture::kJumpRelu, "jumprelu"},
+                                        Word{Architecture::kMatryoshka, "matryoshka"},
+                                        Word{Architecture::kGatedPAnneal, "gated_p_anneal"}};
 constexpr std::array kNormalizeWords{Word{Normalize::kNone, "none"},
                                      Word{Normalize::kUnitMeanSquare, "unit_mean_square"},
                                      Word{Normalize::kSqrtD, "sqrt_d"}};
@@ -29,6 +35,9 @@ constexpr std::array kPrecisionWords{Word{Precision::kFloat32, "fp32"},
                                      Word{Precision::kBFloat16, "bf16"}};
 constexpr std::array kSparsityWords{Word{SparsityFunction::kLp, "lp"},
                                     Word{SparsityFunction::kLpP, "lp_p"}};
+constexpr std::array kSparsityLossWords{Word{SparsityLoss::kL0, "l0"},
+                                        Word{SparsityLoss::kL0Target, "l0_target"},
+                                        Word{SparsityLoss::kTanh, "tanh"}};
 constexpr std::array kDTypeWords{Word{DType::kFloat32, "fp32"}, Word{DType::kBFloat16, "bf16"}};
 
 template <class Enum, std::size_t n>
@@ -114,9 +123,16 @@ std::string_view to_string(Normalize value) { return word_of(kNormalizeWords, va
 std::string_view to_string(Shuffle value) { return word_of(kShuffleWords, value); }
 std::string_view to_string(Precision value) { return word_of(kPrecisionWords, value); }
 std::string_view to_string(SparsityFunction value) { return word_of(kSparsityWords, value); }
+std::string_view to_string(SparsityLoss value) { return word_of(kSparsityLossWords, value); }
 
 std::optional<Architecture> parse_architecture(std::string_view text) {
   for (const auto& word : kArchitectureWords)
+    if (word.text == text) return word.value;
+  return std::nullopt;
+}
+
+std::optional<SparsityLoss> parse_sparsity_loss(std::string_view text) {
+  for (const auto& word : kSparsityLossWords)
     if (word.text == text) return word.value;
   return std::nullopt;
 }
@@ -181,6 +197,18 @@ Result<StreamSpec> StreamSpec::from_json(const Json& json) {
 
 // ---- training -----------------------------------------------------------------------------------
 
+std::vector<std::uint64_t> TrainingSpec::group_sizes() const {
+  std::vector<std::uint64_t> sizes;
+  std::uint64_t rest = d_sae;
+  for (std::size_t i = 0; i + 1 < group_fractions.size(); ++i) {
+    const auto size = static_cast<std::uint64_t>(group_fractions[i] * static_cast<double>(d_sae));
+    sizes.push_back(std::min(size, rest));
+    rest -= sizes.back();
+  }
+  if (!group_fractions.empty()) sizes.push_back(rest);
+  return sizes;
+}
+
 Json TrainingSpec::to_json() const {
   Json json{{"architecture", sweeps::to_string(architecture)},
             {"recipe", recipe},
@@ -213,13 +241,26 @@ Json TrainingSpec::to_json() const {
   if (k) json["k"] = *k;
   if (l1) json["l1"] = *l1;
   if (grad_clip) json["grad_clip"] = *grad_clip;
+  // An architecture's own parameters are in the identity of its own trials alone.
+  if (architecture == Architecture::kJumpRelu) {
+    json["sparsity_loss"] = sweeps::to_string(sparsity_loss);
+    if (l0_target) json["l0_target"] = *l0_target;
+    if (l0_coefficient) json["l0_coefficient"] = *l0_coefficient;
+    json["bandwidth"] = bandwidth;
+    json["init_threshold"] = init_threshold;
+    if (sparsity_loss == SparsityLoss::kTanh) {
+      json["tanh_scale"] = tanh_scale;
+      json["pre_act_weight"] = pre_act_weight;
+    }
+  }
+  if (architecture == Architecture::kMatryoshka) json["group_fractions"] = group_fractions;
   return json;
 }
 
 Json TrainingSpec::identity_json() const {
   Json json = to_json();
   json.erase("init_path");
-  json["recipe_hash"] = recipe_hash(recipe);
+  json["recipe_hash"] = recipe_hash(recipe, architecture);
   return json;
 }
 
@@ -254,6 +295,19 @@ Result<TrainingSpec> TrainingSpec::from_json(const Json& json) {
   fields.read("anneal_end", spec.anneal_end);
   fields.read("n_sparsity_updates", spec.n_sparsity_updates);
   read_word(fields, "sparsity_function", kSparsityWords, spec.sparsity_function);
+  if (spec.architecture == Architecture::kJumpRelu) {
+    read_word(fields, "sparsity_loss", kSparsityLossWords, spec.sparsity_loss);
+    fields.read_optional("l0_target", spec.l0_target);
+    fields.read_optional("l0_coefficient", spec.l0_coefficient);
+    fields.read("bandwidth", spec.bandwidth);
+    fields.read("init_threshold", spec.init_threshold);
+    if (spec.sparsity_loss == SparsityLoss::kTanh) {
+      fields.read("tanh_scale", spec.tanh_scale);
+      fields.read("pre_act_weight", spec.pre_act_weight);
+    }
+  }
+  if (spec.architecture == Architecture::kMatryoshka)
+    fields.read("group_fractions", spec.group_fractions);
   fields.read("seed", spec.seed);
   read_word(fields, "precision", kPrecisionWords, spec.precision);
   fields.read("deterministic", spec.deterministic);

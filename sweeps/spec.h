@@ -27,20 +27,35 @@ inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
 // For `source: activations`, this many consecutive rows are one document.
 inline constexpr std::uint64_t kRowsPerActivationDocument = 1024;
 
-enum class Architecture : std::uint8_t { kStandard, kStandardBricken, kTopK, kBatchTopK, kPAnneal };
+enum class Architecture : std::uint8_t {
+  kStandard,
+  kStandardBricken,
+  kTopK,
+  kBatchTopK,
+  kPAnneal,
+  kGated,
+  kJumpRelu,
+  kMatryoshka,
+  kGatedPAnneal,
+};
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
 enum class Precision : std::uint8_t { kFloat32, kBFloat16 };
 enum class SparsityFunction : std::uint8_t { kLp, kLpP };  // (sum f^p)^(1/p) | sum f^p
+// Penalty of jumprelu: c * L0 | c * (L0 / target - 1)^2 | c * sum tanh(scale * f |W_dec|).
+enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
 
-// As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal";
-// "none", "unit_mean_square", "sqrt_d"; "full", "window", "none"; "fp32", "bf16"; "lp", "lp_p".
+// As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal",
+// "gated", "jumprelu", "matryoshka", "gated_p_anneal"; "none", "unit_mean_square", "sqrt_d";
+// "full", "window", "none"; "fp32", "bf16"; "lp", "lp_p"; "l0", "l0_target", "tanh".
 std::string_view to_string(Architecture value);
 std::string_view to_string(Normalize value);
 std::string_view to_string(Shuffle value);
 std::string_view to_string(Precision value);
 std::string_view to_string(SparsityFunction value);
+std::string_view to_string(SparsityLoss value);
 std::optional<Architecture> parse_architecture(std::string_view text);
+std::optional<SparsityLoss> parse_sparsity_loss(std::string_view text);
 
 struct ModelSpec {
   std::string name;  // last part of the folder's path, for people
@@ -93,7 +108,7 @@ struct TrainingSpec {
   std::string recipe;  // "saebench-v1"
   std::uint64_t d_sae = 0;
   std::optional<std::uint64_t> k;  // topk family
-  std::optional<double> l1;        // L1 coefficient: standard family, p_anneal
+  std::optional<double> l1;        // L1 coefficient: standard and gated families
   std::uint64_t tokens = 0;        // budget
   std::uint64_t batch = 0;         // rows a step
   double lr = 0;
@@ -108,10 +123,20 @@ struct TrainingSpec {
   std::uint64_t dead_after_tokens = 0;
   double threshold_beta = 0;
   std::uint64_t threshold_start_step = 0;
-  // p_anneal
+  // p_anneal, gated_p_anneal
   double p_start = 1, p_end = 0.2;
   std::uint64_t anneal_start = 0, anneal_end = 0, n_sparsity_updates = 0;
   SparsityFunction sparsity_function = SparsityFunction::kLpP;
+  // jumprelu
+  SparsityLoss sparsity_loss = SparsityLoss::kL0Target;
+  std::optional<double> l0_target;       // of kL0Target
+  std::optional<double> l0_coefficient;  // of the penalty
+  double bandwidth = 0;                  // width of the window that gives thresholds a gradient
+  double init_threshold = 0;             // of every latent
+  double tanh_scale = 0;                 // of kTanh, as the next
+  double pre_act_weight = 0;             // of what thresholds exceed pre-activations by
+  // matryoshka
+  std::vector<double> group_fractions;  // of d_sae, innermost first; the last takes the rest
 
   std::uint64_t seed = 0;  // initialisation
   Precision precision = Precision::kFloat32;
@@ -122,6 +147,8 @@ struct TrainingSpec {
   bool operator==(const TrainingSpec&) const = default;
 
   std::uint64_t steps() const { return batch == 0 ? 0 : tokens / batch; }
+  // Latents of each group of a matryoshka; they sum to d_sae.
+  std::vector<std::uint64_t> group_sizes() const;
   Json to_json() const;
   Json identity_json() const;
   static Result<TrainingSpec> from_json(const Json& json);

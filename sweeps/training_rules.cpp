@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "sweeps/recipes.h"
 
 namespace saesweep::sweeps {
@@ -36,7 +39,7 @@ class Resolver {
                          tokens, batch, batch));
       return std::nullopt;
     }
-    spec_ = recipe_training(settings_.recipe, family_.architecture, steps);
+    spec_ = recipe_training(settings_.recipe, family_.architecture, steps, sparsity_loss());
     spec_.tokens = tokens;
     spec_.batch = batch;
     spec_.seed = assignment_.seed;
@@ -46,12 +49,23 @@ class Resolver {
     override_recipe();
     check_width();
     check_schedule();
-    if (family_.architecture == Architecture::kPAnneal) check_annealing();
+    if (applies(ParameterId::kPEnd)) check_annealing();
+    if (applies(ParameterId::kSparsityLoss)) check_sparsity_loss();
+    if (applies(ParameterId::kGroupFractions)) check_groups();
     if (!ok_) return std::nullopt;
     return spec_;
   }
 
  private:
+  bool applies(ParameterId id) const { return parameter(id).applies(family_.architecture); }
+
+  // What is not written follows from the target, or its absence.
+  SparsityLoss sparsity_loss() const {
+    if (const auto& word = assignment_[ParameterId::kSparsityLoss])
+      return *parse_sparsity_loss(std::get<std::string>(*word));
+    return assignment_[ParameterId::kL0Target] ? SparsityLoss::kL0Target : SparsityLoss::kL0;
+  }
+
   void set(ParameterId id, std::uint64_t& out) const {
     if (const auto& value = assignment_[id]) out = std::get<std::uint64_t>(*value);
   }
@@ -66,6 +80,14 @@ class Resolver {
     set(ParameterId::kDSae, spec_.d_sae);
     if (const auto& k = assignment_[ParameterId::kK]) spec_.k = std::get<std::uint64_t>(*k);
     if (const auto& l1 = assignment_[ParameterId::kL1]) spec_.l1 = std::get<double>(*l1);
+    if (const auto& target = assignment_[ParameterId::kL0Target])
+      spec_.l0_target = std::get<double>(*target);
+    if (const auto& coefficient = assignment_[ParameterId::kL0Coefficient])
+      spec_.l0_coefficient = std::get<double>(*coefficient);
+    set(ParameterId::kBandwidth, spec_.bandwidth);
+    set(ParameterId::kInitThreshold, spec_.init_threshold);
+    if (const auto& fractions = assignment_[ParameterId::kGroupFractions])
+      spec_.group_fractions = std::get<std::vector<double>>(*fractions);
     set(ParameterId::kLr, spec_.lr);
     if (const auto& betas = assignment_[ParameterId::kAdamBetas]) {
       spec_.adam_beta1 = std::get<std::array<double, 2>>(*betas)[0];
@@ -124,7 +146,7 @@ class Resolver {
       return;
     }
     check_warmup(ParameterId::kWarmupSteps, spec_.warmup_steps);
-    if (parameter(ParameterId::kSparsityWarmupSteps).applies(spec_.architecture))
+    if (applies(ParameterId::kSparsityWarmupSteps))
       check_warmup(ParameterId::kSparsityWarmupSteps, spec_.sparsity_warmup_steps);
   }
 
@@ -172,6 +194,37 @@ class Resolver {
       refuse(ParameterId::kPEnd,
              "0 with sparsity_function lp divides by zero; 0.2, or lp_p, would be "
              "right");
+  }
+
+  void check_sparsity_loss() {
+    const bool to_target = spec_.sparsity_loss == SparsityLoss::kL0Target;
+    const std::string_view loss = to_string(spec_.sparsity_loss);
+    if (to_target && !spec_.l0_target)
+      refuse(ParameterId::kL0Target,
+             fmt::format("is missing; sparsity_loss {} needs the L0 it aims at, like 32", loss));
+    if (!to_target && spec_.l0_target)
+      refuse(ParameterId::kL0Target,
+             fmt::format("does not go with sparsity_loss {}; l0_coefficient in its place, or "
+                         "sparsity_loss l0_target, would be right",
+                         loss));
+    else if (!to_target && !spec_.l0_coefficient)
+      refuse(ParameterId::kL0Coefficient,
+             fmt::format("is missing; sparsity_loss {} needs it, e.g. {} would be right", loss,
+                         spec_.sparsity_loss == SparsityLoss::kTanh ? "5" : "0.001"));
+  }
+
+  void check_groups() {
+    const auto sizes = spec_.group_sizes();
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] > 0) continue;
+      const double smallest =
+          *std::min_element(spec_.group_fractions.begin(), spec_.group_fractions.end());
+      refuse(ParameterId::kGroupFractions,
+             fmt::format("group {} of {} has no latent of d_sae {}; fewer groups, or d_sae {} and "
+                         "more, would be right",
+                         i + 1, sizes.size(), spec_.d_sae, std::ceil(1 / smallest)));
+      return;
+    }
   }
 
   // "1000 steps (recipe saebench-v1)", "60%, that is 1171 steps,"

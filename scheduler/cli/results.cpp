@@ -20,7 +20,7 @@ constexpr std::size_t kIdDigits = 12;
 constexpr const char* kDetailsFile = "scores-details.json";
 
 // Shown whenever they are set.
-constexpr const char* kMainParameters[] = {"d_sae", "k", "l1"};
+constexpr const char* kMainParameters[] = {"d_sae", "k", "l1", "l0_target", "l0_coefficient"};
 // Never a parameter: columns of their own, or not a choice of the sweep's author.
 const std::set<std::string> kNotParameters = {"architecture", "seed", "recipe_hash", "init_path"};
 

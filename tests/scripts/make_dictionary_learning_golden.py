@@ -8,10 +8,12 @@ and batches in 100 steps, for the test that ours make the same of them.
     venv/bin/python tests/scripts/make_dictionary_learning_golden.py
 
 inputs.safetensors  rows [640, 16], of which step t takes 64 from 64 * t on, round and round;
-                    W_dec, W_enc, b_enc of the start (the TopK family: W_dec and W_enc times 10,
-                    b_enc_topk)
-<case>.safetensors  W_enc, b_enc, W_dec, b_dec after 100 steps, losses [100], in the metadata the
-                    settings; of the TopK family also threshold and tokens_since_fired
+                    W_dec, W_enc, b_enc of the start (the ReLU family; all others: W_dec and W_enc
+                    times 10; the TopK family: b_enc_topk), b_mag and r_mag of the gated family,
+                    threshold of jumprelu
+<case>.safetensors  W_enc, b_enc (gated: the gate's), W_dec, b_dec and what the start has more after
+                    100 steps, losses [100], in the metadata the settings; of the TopK family also
+                    threshold and tokens_since_fired
 """
 
 import json
@@ -29,6 +31,12 @@ sys.modules["nnsight"].LanguageModel = object
 sys.modules["datasets"].load_dataset = None
 
 from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer  # noqa: E402
+from dictionary_learning.trainers.gated_anneal import GatedAnnealTrainer  # noqa: E402
+from dictionary_learning.trainers.gdm import GatedSAETrainer  # noqa: E402
+from dictionary_learning.trainers.jumprelu import JumpReluTrainer  # noqa: E402
+from dictionary_learning.trainers.matryoshka_batch_top_k import (  # noqa: E402
+    MatryoshkaBatchTopKTrainer,
+)
 from dictionary_learning.trainers.p_anneal import PAnnealTrainer  # noqa: E402
 from dictionary_learning.trainers.standard import (  # noqa: E402
     StandardTrainer,
@@ -54,8 +62,11 @@ def make_inputs():
     # Latents that lose the competition for the k places and die, though they have something to say.
     b_enc_topk = torch.zeros(F)
     b_enc_topk[:16] = -0.6
+    b_mag = 0.1 * torch.randn(F, generator=generator)
+    r_mag = 0.2 * torch.randn(F, generator=generator)
+    threshold = 0.02 + 0.1 * torch.rand(F, generator=generator)
     return {"rows": rows, "W_dec": w_dec, "W_enc": w_dec.clone(), "b_enc": b_enc,
-            "b_enc_topk": b_enc_topk}
+            "b_enc_topk": b_enc_topk, "b_mag": b_mag, "r_mag": r_mag, "threshold": threshold}
 
 
 COMMON = dict(lr=2e-3, warmup_steps=10, decay_start=80)
@@ -72,7 +83,28 @@ CASES = {
     "standard_bricken": (StandardTrainer, dict(l1_penalty=0.05, **RELU)),
     "p_anneal": (PAnnealTrainer, dict(sparsity_function="Lp^p", p_end=0.4, **ANNEAL)),
     "p_anneal_lp": (PAnnealTrainer, dict(sparsity_function="Lp", p_end=0.5, **ANNEAL)),
+    "gated": (GatedSAETrainer, dict(l1_penalty=0.05, **RELU)),
+    "gated_p_anneal": (GatedAnnealTrainer, dict(sparsity_function="Lp^p", p_end=0.4, **ANNEAL)),
+    "jumprelu": (JumpReluTrainer, dict(target_l0=5.0, sparsity_penalty=0.5, bandwidth=0.05, **RELU)),
+    "matryoshka": (MatryoshkaBatchTopKTrainer,
+                   dict(group_fractions=[0.125, 0.25, 0.625], **TOPK)),
 }
+OF_TOPK = (TopKTrainer, BatchTopKTrainer, MatryoshkaBatchTopKTrainer)
+OF_RELU = (StandardTrainer, StandardTrainerAprilUpdate, PAnnealTrainer)
+
+
+def parameters_of(ae):
+    """The tensors of a dictionary by our names, the encoder [F, D], as views to write into."""
+    if hasattr(ae, "W_enc"):
+        named = {"W_enc": ae.W_enc.T, "b_enc": ae.b_enc, "W_dec": ae.W_dec, "b_dec": ae.b_dec}
+        if isinstance(ae.threshold, torch.nn.Parameter):
+            named["threshold"] = ae.threshold
+        return named
+    named = {"W_enc": ae.encoder.weight, "W_dec": ae.decoder.weight.T}
+    if hasattr(ae, "gate_bias"):
+        return named | {"b_enc": ae.gate_bias, "b_mag": ae.mag_bias, "r_mag": ae.r_mag,
+                        "b_dec": ae.decoder_bias}
+    return named | {"b_enc": ae.encoder.bias, "b_dec": ae.b_dec if hasattr(ae, "b_dec") else ae.bias}
 
 
 def train(name, inputs):
@@ -80,12 +112,13 @@ def train(name, inputs):
     trainer = trainer_class(steps=STEPS, activation_dim=D, dict_size=F, layer=0, lm_name="",
                             device="cpu", seed=0, **settings)
     ae = trainer.ae
-    of_topk = trainer_class in (TopKTrainer, BatchTopKTrainer)
+    of_topk = trainer_class in OF_TOPK
     with torch.no_grad():
-        scale = 10.0 if of_topk else 1.0
-        ae.encoder.weight.copy_(inputs["W_enc"] * scale)
-        ae.decoder.weight.copy_(inputs["W_dec"].T * scale)
-        ae.encoder.bias.copy_(inputs["b_enc_topk" if of_topk else "b_enc"])
+        for key, tensor in parameters_of(ae).items():
+            if key in ("W_enc", "W_dec"):
+                tensor.copy_(inputs[key] * (1.0 if trainer_class in OF_RELU else 10.0))
+            elif key != "b_dec":
+                tensor.copy_(inputs["b_enc_topk" if of_topk and key == "b_enc" else key])
     if of_topk:
         trainer.dead_feature_threshold = DEAD_AFTER
     losses, dead = [], 0
@@ -108,14 +141,8 @@ def train(name, inputs):
             trainer.update(step, batch)
             trainer.loss = original
             losses.append(seen[0].item())
-    b_dec = ae.b_dec if of_topk else ae.bias
-    tensors = {
-        "W_enc": ae.encoder.weight.detach().contiguous(),
-        "b_enc": ae.encoder.bias.detach(),
-        "W_dec": ae.decoder.weight.detach().T.contiguous(),
-        "b_dec": b_dec.detach(),
-        "losses": torch.tensor(losses, dtype=torch.float64),
-    }
+    tensors = {key: tensor.detach().contiguous() for key, tensor in parameters_of(ae).items()}
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
     if of_topk:
         tensors["threshold"] = torch.as_tensor(ae.threshold, dtype=torch.float32).reshape(1)
         tensors["tokens_since_fired"] = trainer.num_tokens_since_fired

@@ -122,7 +122,7 @@ TEST(SweepSchemaTest, RefusesWhatTheReaderRefuses) {
                   start + "trials: [{arch: topk, d_sae: 8, k: {int_uniform: [1, 4], samples: 2}}]"),
               IsEmpty());
   for (const char* more :
-       {"trials: []", "trials: [{d_sae: 8}]", "trials: [{arch: gated}]",
+       {"trials: []", "trials: [{d_sae: 8}]", "trials: [{arch: gatde}]",
         "trials: [{arch: topk, d_sea: 8}]", "trials: [{arch: topk, d_sae: eight}]",
         "trials: [{arch: topk, k: []}]", "trials: [{arch: topk, k: {uniform: [1, 2]}}]",
         "trials: [{arch: topk}]\ntrain_lm: {games: 5}",
@@ -142,7 +142,8 @@ TEST(ShippedSweepsTest, KeepTheSchemaBeforeAndAfterReading) {
     SCOPED_TRACE(entry.path().filename());
     ++count;
     EXPECT_THAT(schema_problems(read_file(entry.path()).value()), IsEmpty());
-    const bool needs_shape = entry.path().stem() == "othello-quickstart";
+    const bool needs_shape = entry.path().stem() == "othello-quickstart" ||
+                             entry.path().stem() == "othello-architectures";
     const test::TempDir dir;
     EXPECT_THAT(schema_problems(
                     plan_of(entry.path().filename(), needs_shape ? with_shape(dir) : PlanOptions{})
@@ -187,6 +188,17 @@ TEST(ShippedSweepsTest, TheQuickStartHasTwelveTrialsOfFourArchitecturesAndAllBas
   const SweepEstimate sum = estimate(plan);
   EXPECT_LE(sum.memory_bytes, std::uint64_t{2} << 30);
   EXPECT_LE(sum.seconds, 300);
+}
+
+TEST(ShippedSweepsTest, TheSweepOfArchitecturesHasThemAll) {
+  const test::TempDir dir;
+  const SweepPlan plan = plan_of("othello-architectures.yaml", with_shape(dir));
+  std::set<Architecture> architectures;
+  for (const PlannedTrial& trial : plan.trials)
+    architectures.insert(trial.spec.training.architecture);
+  EXPECT_EQ(architectures.size(), architecture_names().size());
+  EXPECT_THAT(plan.warnings, IsEmpty());
+  EXPECT_LE(estimate(plan).memory_bytes, std::uint64_t{2} << 30);
 }
 
 TEST(ShippedSweepsTest, TheSmokeSweepCoversEveryArchitectureAndBaselineInSeconds) {

@@ -50,6 +50,18 @@ TEST(SpecTest, EverySpecComesBackFromItsJson) {
   trial.stream.shuffle = Shuffle::kWindow;
   trial.stream.dtype = DType::kFloat32;
   EXPECT_EQ(TrialSpec::from_json(trial.to_json()).value(), trial);
+  for (const auto loss : {SparsityLoss::kL0, SparsityLoss::kL0Target, SparsityLoss::kTanh}) {
+    trial.training = recipe_training("saebench-v1", Architecture::kJumpRelu, 20'000, loss);
+    trial.training.l0_coefficient = 0.3;
+    if (loss == SparsityLoss::kL0Target) trial.training.l0_target = 20.5;
+    EXPECT_EQ(TrialSpec::from_json(trial.to_json()).value(), trial);
+  }
+  trial.training = recipe_training("saebench-v1", Architecture::kMatryoshka, 20'000);
+  trial.training.group_fractions = {0.25, 0.75};
+  EXPECT_EQ(TrialSpec::from_json(trial.to_json()).value(), trial);
+  trial.training = recipe_training("saebench-v1", Architecture::kGatedPAnneal, 20'000);
+  trial.training.l1 = 0.1;
+  EXPECT_EQ(TrialSpec::from_json(trial.to_json()).value(), trial);
   trial.stream.model.reset();
   trial.stream.data = {.source = "activations",
                        .board = 8,
@@ -230,10 +242,14 @@ TEST(SpecTest, ARandomDictionaryIsItsShapeAlone) {
 // ---- recipes ------------------------------------------------------------------------------------
 
 TEST(RecipesTest, ABlobNeverChangesUnderItsName) {
-  EXPECT_EQ(recipe_hash("saebench-v1"),
-            "70ec004468afe91cf9f0c4a0e3f63e7ab8c31fcdbc4e644f4ad970093bda0b51");
-  EXPECT_EQ(recipe_hash("nobody"), "");
-  EXPECT_EQ(find_recipe("nobody"), nullptr);
+  for (const auto architecture : {Architecture::kStandard, Architecture::kTopK})
+    EXPECT_EQ(recipe_hash("saebench-v1", architecture),
+              "70ec004468afe91cf9f0c4a0e3f63e7ab8c31fcdbc4e644f4ad970093bda0b51");
+  for (const auto architecture : {Architecture::kGated, Architecture::kMatryoshka})
+    EXPECT_EQ(recipe_hash("saebench-v1", architecture),
+              "24535ceb3eb29c3b4c8d096a63c717adefc1848082b109f2a9f83a20b439094c");
+  EXPECT_EQ(recipe_hash("nobody", Architecture::kTopK), "");
+  EXPECT_EQ(find_recipe("nobody", Architecture::kTopK), nullptr);
   EXPECT_EQ(recipe_batch("saebench-v1"), 2048u);
 }
 
@@ -259,6 +275,44 @@ TEST(RecipesTest, SaebenchDefaultsAreThoseOfThePublishedTrainings) {
   EXPECT_EQ(annealed.anneal_end, 100'000u);
   EXPECT_EQ(annealed.n_sparsity_updates, 10u);
   EXPECT_EQ(annealed.sparsity_function, SparsityFunction::kLpP);
+}
+
+TEST(RecipesTest, SaebenchDefaultsOfGatesThresholdsAndGroupsAreTheLibrarys) {
+  for (const auto architecture : {Architecture::kGated, Architecture::kGatedPAnneal}) {
+    const TrainingSpec gated = recipe_training("saebench-v1", architecture, 100'000);
+    EXPECT_EQ(gated.lr, 3e-4);
+    EXPECT_EQ(gated.adam_beta1, 0);
+    EXPECT_EQ(gated.adam_beta2, 0.999);
+    EXPECT_EQ(gated.sparsity_warmup_steps, 5000u);
+    EXPECT_EQ(gated.grad_clip, std::nullopt);
+    EXPECT_EQ(gated.p_end, 0.2);
+  }
+  EXPECT_EQ(recipe_training("saebench-v1", Architecture::kGatedPAnneal, 100'000).anneal_start,
+            10'000u);
+  const TrainingSpec jump = recipe_training("saebench-v1", Architecture::kJumpRelu, 100'000);
+  EXPECT_EQ(jump.sparsity_loss, SparsityLoss::kL0Target);
+  EXPECT_EQ(jump.l0_coefficient, 1.0);
+  EXPECT_EQ(jump.bandwidth, 0.001);
+  EXPECT_EQ(jump.init_threshold, 0.001);
+  EXPECT_EQ(jump.adam_beta1, 0);
+  EXPECT_EQ(jump.grad_clip, 1.0);
+  const TrainingSpec tanh =
+      recipe_training("saebench-v1", Architecture::kJumpRelu, 100'000, SparsityLoss::kTanh);
+  EXPECT_EQ(tanh.l0_coefficient, std::nullopt);
+  EXPECT_EQ(tanh.bandwidth, 2.0);
+  EXPECT_EQ(tanh.init_threshold, 0.1);
+  EXPECT_EQ(tanh.tanh_scale, 4.0);
+  EXPECT_EQ(tanh.pre_act_weight, 3e-6);
+  TrainingSpec nested = recipe_training("saebench-v1", Architecture::kMatryoshka, 100'000);
+  EXPECT_EQ(nested.group_fractions,
+            (std::vector<double>{1. / 32, 1. / 16, 1. / 8, 1. / 4, 17. / 32}));
+  EXPECT_EQ(nested.adam_beta1, 0.9);
+  EXPECT_EQ(nested.aux_k_weight, 1.0 / 32);
+  EXPECT_EQ(nested.threshold_beta, 0.999);
+  nested.d_sae = 4096;
+  EXPECT_EQ(nested.group_sizes(), (std::vector<std::uint64_t>{128, 256, 512, 1024, 2176}));
+  nested.d_sae = 100;  // the last takes what rounding leaves
+  EXPECT_EQ(nested.group_sizes(), (std::vector<std::uint64_t>{3, 6, 12, 25, 54}));
 }
 
 }  // namespace

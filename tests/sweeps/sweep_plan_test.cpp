@@ -311,8 +311,8 @@ TEST_F(SweepPlanTest, ThingsThatContradictEachOtherAreRefused) {
                 "trials[0].l1: does not apply to topk"},
            Case{sweep("[{arch: standard, d_sae: 8, k: 3, l1: 1}]"),
                 "trials[0].k: does not apply to standard"},
-           Case{sweep("[{arch: gated, d_sae: 8, l1: 0.1}]"),
-                "'gated' is not available in this version"},
+           Case{sweep("[{arch: crosscoder, d_sae: 8, l1: 0.1}]"),
+                "'crosscoder' is not available in this version"},
            Case{sweep("[{arch: topk, d_sae: 8, k: 2, hook_out: x}]"),
                 "'hook_out' is not available in this version"},
            Case{sweep("[{arch: topk, d_sae: 8, k: 2}]", "early_stopping: {rule: asha}"),
@@ -426,6 +426,73 @@ TEST_F(SweepPlanTest, SchedulesThatDoNotFitNameTheValuesThatWould) {
   EXPECT_THAT(error(sweep("[{arch: p_anneal, d_sae: 8, l1: 1, sparsity_warmup_steps: 5%, "
                           "anneal_start: 50%, p_start: 0.5, p_end: 0.7}]")),
               HasSubstr("p_end: 0.7 is above p_start 0.5"));
+}
+
+TEST_F(SweepPlanTest, JumpReluTakesItsPenaltyFromTheKeysThatAreThere) {
+  const auto training = [&](const std::string& keys) {
+    return plan(sweep("[{arch: jumprelu, d_sae: 64, sparsity_warmup_steps: 5%, " + keys + "}]"))
+        .trials.at(0)
+        .spec.training;
+  };
+  const TrainingSpec to_target = training("l0_target: 20");
+  EXPECT_EQ(to_target.sparsity_loss, SparsityLoss::kL0Target);
+  EXPECT_EQ(to_target.l0_target, 20);
+  EXPECT_EQ(to_target.l0_coefficient, 1);
+  EXPECT_EQ(training("l0_target: 20, l0_coefficient: 0.5").l0_coefficient, 0.5);
+  const TrainingSpec l0 = training("l0_coefficient: 0.002, bandwidth: 0.01, init_threshold: 0.02");
+  EXPECT_EQ(l0.sparsity_loss, SparsityLoss::kL0);
+  EXPECT_EQ(l0.l0_target, std::nullopt);
+  EXPECT_EQ(l0.bandwidth, 0.01);
+  EXPECT_EQ(l0.init_threshold, 0.02);
+  const TrainingSpec tanh = training("l0_coefficient: 5, sparsity_loss: tanh");
+  EXPECT_EQ(tanh.sparsity_loss, SparsityLoss::kTanh);
+  EXPECT_EQ(tanh.bandwidth, 2);
+}
+
+TEST_F(SweepPlanTest, PenaltiesOfJumpReluThatDoNotFitNameTheKeyAndTheWayOut) {
+  const auto problem = [&](const std::string& keys) {
+    return error(sweep("[{arch: jumprelu, d_sae: 64, sparsity_warmup_steps: 5%" + keys + "}]"));
+  };
+  EXPECT_THAT(problem(""), HasSubstr("trials[0].l0_target: is missing; jumprelu needs l0_target or "
+                                     "l0_coefficient, here or in train"));
+  EXPECT_THAT(problem(", l0_coefficient: 1, sparsity_loss: l0_target"),
+              HasSubstr("l0_target: is missing; sparsity_loss l0_target needs"));
+  EXPECT_THAT(problem(", l0_target: 20, sparsity_loss: tanh"),
+              AllOf(HasSubstr("trials[0].l0_target: does not go with sparsity_loss tanh"),
+                    HasSubstr("l0_coefficient in its place")));
+  EXPECT_THAT(problem(", l0_target: 0"), HasSubstr("more than 0"));
+  EXPECT_THAT(problem(", l0_target: 20, sparsity_loss: l0_traget"),
+              HasSubstr("did you mean 'l0_target'?"));
+  EXPECT_THAT(problem(", l0_target: 20, l1: 0.1"),
+              HasSubstr("l1: does not apply to jumprelu; leaving it out would be right, its "
+                        "sparsity key is l0_target or l0_coefficient"));
+  EXPECT_THAT(problem(", l0_target: 20, bandwidth: 0"), HasSubstr("bandwidth: 0 is out of range"));
+}
+
+TEST_F(SweepPlanTest, GroupsAreSharesOfTheWidth) {
+  const auto family = [](const std::string& keys) {
+    return sweep("[{arch: matryoshka, d_sae: 64, k: 4" + keys + "}]");
+  };
+  EXPECT_THAT(plan(family("")).trials.at(0).spec.training.group_sizes(),
+              testing::ElementsAre(2, 4, 8, 16, 34));
+  EXPECT_THAT(
+      plan(family(", group_fractions: [1/4, 0.25, 1/2]")).trials.at(0).spec.training.group_sizes(),
+      testing::ElementsAre(16, 16, 32));
+  EXPECT_THAT(plan(family(", group_fractions: [[1/4, 3/4], [1]], select_scope: step")).trials,
+              SizeIs(2));
+  EXPECT_THAT(error(family(", group_fractions: [0.5, 0.25]")),
+              HasSubstr("trials[0].group_fractions: sums to 0.75; shares that sum to 1"));
+  EXPECT_THAT(error(family(", group_fractions: [0.5, -0.5, 1]")),
+              HasSubstr("a list of shares of d_sae above 0"));
+  EXPECT_THAT(error(family(", group_fractions: [1/0, 1]")), HasSubstr("a list of shares of d_sae"));
+  EXPECT_THAT(error(family(", group_fractions: 0.5")), HasSubstr("a list of shares of d_sae"));
+  EXPECT_THAT(
+      error(family(", group_fractions: [0.01, 0.99]")),
+      AllOf(HasSubstr("group 1 of 2 has no latent of d_sae 64"), HasSubstr("d_sae 100 and more")));
+  EXPECT_THAT(error(family(", select_scope: microbatch")),
+              HasSubstr("trials[0].select_scope: 'microbatch' is not one of its values"));
+  EXPECT_THAT(error(sweep("[{arch: topk, d_sae: 64, k: 4, select_scope: step}]")),
+              HasSubstr("select_scope: does not apply to topk"));
 }
 
 // ---- other people's activations -----------------------------------------------------------------

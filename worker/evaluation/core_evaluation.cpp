@@ -318,7 +318,9 @@ void add_weight_statistics(metrics::CoreSums& sums, const Sae& sae, ThreadPool& 
   const bool identity = sae.selection == Sae::Selection::kIdentity;
   const at::Tensor encoder = identity ? at::eye(width, at::kFloat) : sae.w_enc;
   const at::Tensor decoder = identity ? encoder : sae.w_dec;
-  const at::Tensor bias = identity ? at::zeros({width}, at::kFloat) : sae.b_enc;
+  // Of gated dictionaries SAEBench takes the magnitude's.
+  const at::Tensor own_bias = sae.selection == Sae::Selection::kGated ? sae.b_mag : sae.b_enc;
+  const at::Tensor bias = identity ? at::zeros({width}, at::kFloat) : own_bias;
   const auto to_vector = [](const at::Tensor& tensor) {
     const at::Tensor values = tensor.to(at::kDouble).contiguous();
     const double* data = values.const_data_ptr<double>();

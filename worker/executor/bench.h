@@ -19,6 +19,7 @@ struct TrainBench {
   std::uint64_t d_in = 512, d_sae = 4096, batch = 4096;
   std::uint64_t k = 32;
   double l1 = 0.04;
+  double l0_target = 32;
   std::string precision = "fp32";    // fp32 | bf16
   std::string against = "separate";  // separate | autograd
   std::uint64_t steps = 3;           // of each SAE, a round

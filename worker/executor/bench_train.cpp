@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -12,6 +13,7 @@
 
 #include "core/dtype.h"
 #include "core/philox.h"
+#include "sweeps/known_keys.h"
 #include "sweeps/recipes.h"
 #include "worker/activations/row_stream.h"
 #include "worker/executor/bench.h"
@@ -70,9 +72,8 @@ class SyntheticRows final : public RowStream {
 Result<sweeps::TrainingSpec> make_spec(const TrainBench& bench, std::uint64_t steps) {
   const auto architecture = sweeps::parse_architecture(bench.arch);
   if (!architecture)
-    return fail(ErrorCode::kInvalidArgument,
-                "--arch {}: standard, standard_bricken, topk, batchtopk or p_anneal would be right",
-                bench.arch);
+    return fail(ErrorCode::kInvalidArgument, "--arch {}: one of {} would be right", bench.arch,
+                fmt::join(sweeps::architecture_names(), ", "));
   if (bench.precision != "fp32" && bench.precision != "bf16")
     return fail(ErrorCode::kInvalidArgument, "--precision {}: fp32 or bf16 would be right",
                 bench.precision);
@@ -82,11 +83,12 @@ Result<sweeps::TrainingSpec> make_spec(const TrainBench& bench, std::uint64_t st
                 "-n, --d-in, --d-sae, --batch and --steps are at least 1");
   auto spec = sweeps::recipe_training("saebench-v1", *architecture, steps);
   spec.d_sae = bench.d_sae;
-  if (*architecture == sweeps::Architecture::kTopK ||
-      *architecture == sweeps::Architecture::kBatchTopK)
-    spec.k = bench.k;
-  else
-    spec.l1 = bench.l1;
+  const auto applies = [&](sweeps::ParameterId id) {
+    return sweeps::parameter(id).applies(*architecture);
+  };
+  if (applies(sweeps::ParameterId::kK)) spec.k = bench.k;
+  if (applies(sweeps::ParameterId::kL1)) spec.l1 = bench.l1;
+  if (applies(sweeps::ParameterId::kL0Target)) spec.l0_target = bench.l0_target;
   spec.batch = bench.batch;
   spec.tokens = bench.batch * steps;
   spec.precision =
@@ -204,8 +206,9 @@ Result<Json> bench_train(const TrainBench& bench) {
   if (!autograd && bench.against != "separate")
     return fail(ErrorCode::kInvalidArgument, "--against {}: separate or autograd would be right",
                 bench.against);
-  if (autograd && (spec.architecture == sweeps::Architecture::kBatchTopK ||
-                   spec.architecture == sweeps::Architecture::kPAnneal))
+  if (autograd && spec.architecture != sweeps::Architecture::kTopK &&
+      spec.architecture != sweeps::Architecture::kStandard &&
+      spec.architecture != sweeps::Architecture::kStandardBricken)
     return fail(ErrorCode::kInvalidArgument,
                 "--against autograd has topk, standard and standard_bricken, not {}", bench.arch);
 
@@ -262,6 +265,7 @@ Result<Json> bench_train(const TrainBench& bench) {
               {"d_sae", bench.d_sae},
               {"k", spec.k ? Json(*spec.k) : Json(nullptr)},
               {"l1", spec.l1 ? Json(*spec.l1) : Json(nullptr)},
+              {"l0_target", spec.l0_target ? Json(*spec.l0_target) : Json(nullptr)},
               {"batch", bench.batch},
               {"precision", bench.precision},
               {"deterministic", true},

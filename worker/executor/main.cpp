@@ -92,13 +92,13 @@ void add_train(CLI::App& bench, Flags& flags) {
   CLI::App* verb = bench.add_subcommand(
       "train", "SAEs trained side by side against separate runs of the same code");
   TrainBench& own = flags.train;
-  verb->add_option("--arch", own.arch, "standard, standard_bricken, topk, batchtopk or p_anneal")
-      ->capture_default_str();
+  verb->add_option("--arch", own.arch, "As in a sweep file")->capture_default_str();
   verb->add_option("-n", own.saes, "SAEs")->capture_default_str();
   verb->add_option("--d-in", own.d_in, "Width of the activations")->capture_default_str();
   verb->add_option("--d-sae", own.d_sae, "Features")->capture_default_str();
   verb->add_option("--k", own.k, "Of the topk family")->capture_default_str();
-  verb->add_option("--l1", own.l1, "Of the others")->capture_default_str();
+  verb->add_option("--l1", own.l1, "Of the standard and gated families")->capture_default_str();
+  verb->add_option("--l0-target", own.l0_target, "Of jumprelu")->capture_default_str();
   verb->add_option("--batch", own.batch, "Tokens a step")->capture_default_str();
   verb->add_option("--precision", own.precision, "fp32 or bf16")->capture_default_str();
   verb->add_option("--against", own.against, "separate or autograd")->capture_default_str();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -39,6 +41,15 @@ bool all_finite(const at::Tensor& tensor) {
   return std::all_of(values, values + tensor.numel(), [](float v) { return std::isfinite(v); });
 }
 
+bool is_gated(std::string_view architecture) {
+  return architecture == "gated" || architecture == "gated_p_anneal";
+}
+
+// Architectures that select by it once they are trained.
+bool needs_threshold(std::string_view architecture) {
+  return architecture == "batchtopk" || architecture == "matryoshka" || architecture == "jumprelu";
+}
+
 }  // namespace
 
 std::int64_t Sae::d_in() const { return w_dec.defined() ? w_dec.size(1) : 0; }
@@ -47,6 +58,10 @@ std::int64_t Sae::d_sae() const { return w_dec.defined() ? w_dec.size(0) : 0; }
 at::Tensor Sae::encode(const at::Tensor& x) const {
   if (selection == Selection::kIdentity) return x;
   const at::Tensor centred = apply_b_dec_to_input ? x - b_dec : x;
+  if (selection == Selection::kGated) {
+    const at::Tensor u = at::mm(centred, w_enc.t());
+    return (u * r_mag.exp()).add_(b_mag).clamp_min_(0).mul_((u + b_gate).gt(0));
+  }
   at::Tensor z = at::addmm(b_enc, centred, w_enc.t());  // [rows, d_sae]
   if (selection == Selection::kLinear) return z;
   if (selection == Selection::kThreshold) {
@@ -73,41 +88,43 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
   sae.name = config["architecture"].get<std::string>();
   sae.apply_b_dec_to_input = config.value("apply_b_dec_to_input", true);
 
-  std::map<std::string, at::Tensor> tensors;
-  for (const char* name : {"W_enc", "b_enc", "W_dec", "b_dec"}) {
-    const auto* view = file.find(name);
+  const bool gated = is_gated(sae.name);
+  const auto at = safetensors.string();
+  const auto* encoder = file.find("W_enc");
+  if (encoder != nullptr &&
+      (encoder->shape.size() != 2 || encoder->shape[0] < 1 || encoder->shape[1] < 1))
+    return fail(ErrorCode::kInvalidArgument, "{}: W_enc is not [d_sae, d_in]", at);
+  const std::int64_t width = encoder == nullptr ? 0 : encoder->shape[0];
+  const std::int64_t d_in = encoder == nullptr ? 0 : encoder->shape[1];
+  struct Wanted {
+    const char* name;
+    at::Tensor* tensor;
+    std::vector<std::int64_t> shape;
+  };
+  std::vector<Wanted> wanted = {{"W_enc", &sae.w_enc, {width, d_in}},
+                                {"W_dec", &sae.w_dec, {width, d_in}},
+                                {"b_dec", &sae.b_dec, {d_in}}};
+  if (gated)
+    wanted.insert(wanted.end(), {{"r_mag", &sae.r_mag, {width}},
+                                 {"b_gate", &sae.b_gate, {width}},
+                                 {"b_mag", &sae.b_mag, {width}}});
+  else
+    wanted.push_back({"b_enc", &sae.b_enc, {width}});
+  if (file.find("threshold") != nullptr || needs_threshold(sae.name))
+    wanted.push_back({"threshold", &sae.threshold, {width}});
+  for (const Wanted& each : wanted) {
+    const auto* view = file.find(each.name);
     if (view == nullptr)
-      return fail(ErrorCode::kInvalidArgument, "{}: no tensor {}", safetensors.string(), name);
-    SAE_TRY(tensors[name], to_float_tensor(*view, name));
-  }
-  if (tensors["W_enc"].dim() != 2 || tensors["W_enc"].size(0) < 1 || tensors["W_enc"].size(1) < 1)
-    return fail(ErrorCode::kInvalidArgument, "{}: W_enc is not [d_sae, d_in]",
-                safetensors.string());
-  const std::int64_t width = tensors["W_enc"].size(0), d_in = tensors["W_enc"].size(1);
-  const std::map<std::string, std::vector<std::int64_t>> shapes = {
-      {"W_enc", {width, d_in}}, {"b_enc", {width}}, {"W_dec", {width, d_in}}, {"b_dec", {d_in}}};
-  if (const auto* view = file.find("threshold")) {
-    SAE_TRY(sae.threshold, to_float_tensor(*view, "threshold"));
-    if (sae.threshold.sizes() != at::IntArrayRef({width}))
-      return fail(ErrorCode::kInvalidArgument, "{}: threshold is not [{}]", safetensors.string(),
-                  width);
-    if (!all_finite(sae.threshold))
-      return fail(ErrorCode::kInvalidArgument, "{}: threshold has a value that is not finite",
-                  safetensors.string());
-  }
-  for (const auto& [name, shape] : shapes) {
-    const at::Tensor& tensor = tensors[name];
-    if (tensor.sizes() != at::IntArrayRef(shape))
+      return fail(ErrorCode::kInvalidArgument, "{}: no tensor {}, which a {} SAE has", at,
+                  each.name, sae.name);
+    SAE_TRY(*each.tensor, to_float_tensor(*view, each.name));
+    if (each.tensor->sizes() != at::IntArrayRef(each.shape))
       return fail(ErrorCode::kInvalidArgument, "{}: {} has the wrong shape beside W_enc [{}, {}]",
-                  safetensors.string(), name, width, d_in);
-    if (!all_finite(tensor))
-      return fail(ErrorCode::kInvalidArgument, "{}: {} has a value that is not finite",
-                  safetensors.string(), name);
+                  at, each.name, width, d_in);
+    if (!all_finite(*each.tensor))
+      return fail(ErrorCode::kInvalidArgument, "{}: {} has a value that is not finite", at,
+                  each.name);
   }
-  sae.w_enc = tensors["W_enc"];
-  sae.b_enc = tensors["b_enc"];
-  sae.w_dec = tensors["W_dec"];
-  sae.b_dec = tensors["b_dec"];
 
   if (sae.name == "topk") {
     const Json parameters = config.value("parameters", Json::object());
@@ -118,11 +135,10 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
                   width);
     sae.selection = Sae::Selection::kTopK;
     sae.k = parameters["k"].get<std::int64_t>();
+  } else if (gated) {
+    sae.selection = Sae::Selection::kGated;
   } else if (sae.threshold.defined()) {
     sae.selection = Sae::Selection::kThreshold;
-  } else if (sae.name == "batchtopk") {
-    return fail(ErrorCode::kInvalidArgument, "{}: a batchtopk SAE without a tensor threshold",
-                safetensors.string());
   } else {
     sae.selection = Sae::Selection::kRelu;
   }
@@ -131,11 +147,16 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
 
 std::string serialize_sae(const Sae& sae) {
   SAE_CHECK(sae.w_enc.defined(), "an SAE without tensors");
-  std::map<std::string, at::Tensor> tensors = {{"W_enc", sae.w_enc.contiguous()},
-                                               {"b_enc", sae.b_enc.contiguous()},
-                                               {"W_dec", sae.w_dec.contiguous()},
-                                               {"b_dec", sae.b_dec.contiguous()}};
-  if (sae.threshold.defined()) tensors["threshold"] = sae.threshold.contiguous();
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, tensor] : {std::pair<const char*, const at::Tensor&>{"W_enc", sae.w_enc},
+                                     {"b_enc", sae.b_enc},
+                                     {"W_dec", sae.w_dec},
+                                     {"b_dec", sae.b_dec},
+                                     {"threshold", sae.threshold},
+                                     {"r_mag", sae.r_mag},
+                                     {"b_gate", sae.b_gate},
+                                     {"b_mag", sae.b_mag}})
+    if (tensor.defined()) tensors[name] = tensor.contiguous();
   return serialize_tensors(tensors);
 }
 

@@ -17,11 +17,12 @@ namespace saesweep::worker {
 
 struct Sae {
   // How codes are selected from z = (x - b_dec) W_enc^T + b_enc (without the subtraction if
-  // !apply_b_dec_to_input).
+  // !apply_b_dec_to_input; without b_enc if gated).
   enum class Selection {
     kRelu,       // relu(z)
     kTopK,       // the k largest of relu(z) of each row; ties: lowest index
     kThreshold,  // relu(z) where z > threshold (BatchTopK at inference: one value for all latents)
+    kGated,      // relu(exp(r_mag) z + b_mag) where z + b_gate > 0
     kLinear,     // z itself: signed codes of the identity and PCA baselines
     kIdentity,   // f = x, x_hat = x; no tensors
   };
@@ -29,11 +30,12 @@ struct Sae {
   Selection selection = Selection::kRelu;
   std::int64_t k = 0;  // kTopK
   bool apply_b_dec_to_input = true;
-  at::Tensor w_enc;      // [d_sae, d_in] fp32
-  at::Tensor b_enc;      // [d_sae]
-  at::Tensor w_dec;      // [d_sae, d_in], row i is atom i
-  at::Tensor b_dec;      // [d_in]
-  at::Tensor threshold;  // [d_sae], kThreshold only
+  at::Tensor w_enc;                 // [d_sae, d_in] fp32
+  at::Tensor b_enc;                 // [d_sae], not of kGated
+  at::Tensor w_dec;                 // [d_sae, d_in], row i is atom i
+  at::Tensor b_dec;                 // [d_in]
+  at::Tensor threshold;             // [d_sae], kThreshold only
+  at::Tensor r_mag, b_gate, b_mag;  // [d_sae], kGated only
 
   std::int64_t d_in() const;
   std::int64_t d_sae() const;
@@ -43,7 +45,8 @@ struct Sae {
   at::Tensor decode(const at::Tensor& f) const;
 };
 
-// sae.safetensors: W_enc, b_enc, W_dec, b_dec[, threshold], fp32. `config` is config.json.
+// sae.safetensors, fp32: W_enc, W_dec, b_dec and b_enc, with threshold where there is one; r_mag,
+// b_gate, b_mag in place of b_enc if gated. `config` is config.json.
 // Errors: kNotFound; kCorrupted; kInvalidArgument naming the tensor.
 Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& config);
 // The bytes of sae.safetensors.

@@ -23,6 +23,13 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
       case sweeps::Architecture::kStandardBricken:
       case sweeps::Architecture::kPAnneal:
         return make_relu_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kGated:
+      case sweeps::Architecture::kGatedPAnneal:
+        return make_gated_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kJumpRelu:
+        return make_jumprelu_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kMatryoshka:
+        return make_matryoshka_trainer(spec, d_in, norm_factor, pool);
     }
   } catch (const std::bad_alloc&) {
   } catch (const c10::Error&) {
@@ -35,15 +42,16 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
 std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64_t d_in) {
   const auto d = static_cast<std::uint64_t>(d_in);
   const std::uint64_t parameters = 2 * d * spec.d_sae + spec.d_sae + d;
-  const bool dense = spec.architecture != sweeps::Architecture::kTopK &&
-                     spec.architecture != sweeps::Architecture::kBatchTopK;
+  const bool dense = !spec.k;
+  const std::uint64_t prefixes = spec.group_fractions.size();  // a gradient each
   // Weights, gradients and two moments, and the weights packed as operands; of a batch the rows,
   // centred, reconstructed, differentiated and packed. Dense families keep codes and their
-  // gradients, the others what was selected, twice over; and tiles of 256 rows, a few at a time.
+  // gradients, the others what was selected, twice over; and tiles of 256 rows, a few at a time, of
+  // all latents where selection follows the product.
   const std::uint64_t packed = d * spec.d_sae * (dense ? 3 : 1);
   const std::uint64_t of_batch =
-      spec.batch * (8 * d + (dense ? 2 * spec.d_sae : 24 * spec.k.value_or(0)));
-  const std::uint64_t tiles = 8 * 256 * (dense ? spec.d_sae + 2 * d : 2 * d);
+      spec.batch * ((8 + prefixes) * d + (dense ? 2 * spec.d_sae : 24 * spec.k.value_or(0)));
+  const std::uint64_t tiles = 8 * 256 * (dense || prefixes > 0 ? spec.d_sae + 2 * d : 2 * d);
   return 4 * (4 * parameters + packed + of_batch + tiles) + (std::uint64_t{16} << 20);
 }
 

@@ -21,8 +21,25 @@ constexpr std::uint64_t kSkipsInARow = 10;
 constexpr std::uint64_t kDefaultDeadAfter = 10'000'000;
 
 SaeTensors zeros(std::int64_t d_sae, std::int64_t d_in) {
-  return {at::zeros({d_sae, d_in}, at::kFloat), at::zeros({d_sae}, at::kFloat),
-          at::zeros({d_sae, d_in}, at::kFloat), at::zeros({d_in}, at::kFloat)};
+  return {at::zeros({d_sae, d_in}, at::kFloat),
+          at::zeros({d_sae}, at::kFloat),
+          at::zeros({d_sae, d_in}, at::kFloat),
+          at::zeros({d_in}, at::kFloat),
+          {}};
+}
+
+// How load_sae reads the tensors of an architecture that is to start from them: a threshold that
+// training would set anew may be absent.
+std::string_view read_as(sweeps::Architecture architecture) {
+  using enum sweeps::Architecture;
+  return sweeps::to_string(
+      architecture == kBatchTopK || architecture == kMatryoshka ? kStandard : architecture);
+}
+
+// The framework's default for a linear layer, which dictionary_learning leaves in place.
+bool draws_encoder_bias(sweeps::Architecture architecture) {
+  using enum sweeps::Architecture;
+  return architecture == kStandard || architecture == kStandardBricken || architecture == kPAnneal;
 }
 
 }  // namespace
@@ -73,9 +90,8 @@ Result<void> TrainerBase::initialise() {
   const std::int64_t d = d_in_;
   if (!spec_.init_path.empty()) {
     // The bytes of an SAE file stand for the whole initialisation.
-    Json config{{"architecture", sweeps::to_string(spec_.architecture)},
-                {"parameters", {{"k", spec_.k.value_or(1)}}}};
-    if (spec_.architecture == sweeps::Architecture::kBatchTopK) config["architecture"] = "standard";
+    const Json config{{"architecture", read_as(spec_.architecture)},
+                      {"parameters", {{"k", spec_.k.value_or(1)}}}};
     SAE_TRY(const Sae sae, load_sae(spec_.init_path, config));
     if (sae.d_sae() != d_sae() || sae.d_in() != d)
       return fail(ErrorCode::kInvalidArgument,
@@ -84,8 +100,9 @@ Result<void> TrainerBase::initialise() {
     parameters_.w_enc.copy_(sae.w_enc);
     parameters_.w_dec.copy_(sae.w_dec);
     // Files apply to raw activations; rows are trained on times the norm factor.
-    parameters_.b_enc.copy_(sae.b_enc * norm_factor_);
+    if (sae.b_enc.defined()) parameters_.b_enc.copy_(sae.b_enc * norm_factor_);
     parameters_.b_dec.copy_(sae.b_dec * norm_factor_);
+    start_from(sae);
     return {};
   }
   float* decoder = parameters_.w_dec.mutable_data_ptr<float>();
@@ -102,9 +119,7 @@ Result<void> TrainerBase::initialise() {
       decoder[latent * d + j] = static_cast<float>(row[static_cast<std::size_t>(j)] * scale);
   }
   parameters_.w_enc.copy_(parameters_.w_dec);
-  if (spec_.architecture != sweeps::Architecture::kTopK &&
-      spec_.architecture != sweeps::Architecture::kBatchTopK) {
-    // The framework's default for a linear layer, which dictionary_learning leaves in place.
+  if (draws_encoder_bias(spec_.architecture)) {
     Rng rng(spec_.seed, "init.b_enc");
     const double bound = 1 / std::sqrt(static_cast<double>(d));
     float* bias = parameters_.b_enc.mutable_data_ptr<float>();
@@ -112,6 +127,11 @@ Result<void> TrainerBase::initialise() {
       bias[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
   }
   return {};
+}
+
+void TrainerBase::add_parameter(const std::string& name, at::IntArrayRef shape) {
+  for (SaeTensors* tensors : {&parameters_, &gradients_, &first_, &second_})
+    tensors->more.emplace(name, at::zeros(shape, at::kFloat));
 }
 
 double TrainerBase::sparsity_scale() const {
@@ -207,6 +227,8 @@ double TrainerBase::gradient_norm() const {
   });
   double total = kernels::sum_of_squares(gradients_.b_dec.const_data_ptr<float>(), d);
   for (const double square : squares) total += square;
+  for (const auto& [name, gradient] : gradients_.more)
+    total += kernels::sum_of_squares(gradient.const_data_ptr<float>(), gradient.numel());
   return std::sqrt(total);
 }
 
@@ -244,6 +266,9 @@ void TrainerBase::update(double rate, double clip) {
     }
   });
   apply(gradients_.b_dec, parameters_.b_dec, first_.b_dec, second_.b_dec, 0, d);
+  for (const auto& [name, gradient] : gradients_.more)
+    apply(gradient, parameters_.more.at(name), first_.more.at(name), second_.more.at(name), 0,
+          gradient.numel());
 }
 
 Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {

@@ -22,9 +22,11 @@ inline constexpr std::int64_t kLatentsPerBlock = 64;
 
 struct SaeTensors {
   at::Tensor w_enc;  // [d_sae, d_in]
-  at::Tensor b_enc;  // [d_sae]
+  at::Tensor b_enc;  // [d_sae]; of the gated family the gate's
   at::Tensor w_dec;  // [d_sae, d_in]
   at::Tensor b_dec;  // [d_in]
+  // What only some architectures have, by its name in checkpoints.
+  std::map<std::string, at::Tensor> more;
 };
 
 // What one forward and backward pass found.
@@ -34,8 +36,9 @@ struct PassSums {
   double auxiliary = 0;       // as added to the loss
   double fve = 0;
   double l0 = 0;
-  bool finite = true;  // false: a pre-activation was not
-  double loss() const { return reconstruction + sparsity + auxiliary; }
+  bool finite = true;                   // false: a pre-activation was not
+  std::optional<double> prefixes = {};  // in place of reconstruction: of nested dictionaries
+  double loss() const { return prefixes.value_or(reconstruction) + sparsity + auxiliary; }
 };
 
 enum class DecoderNorm { kFree, kUnit, kUnitEpsilon };  // the last as the TopK family does it
@@ -71,10 +74,18 @@ class TrainerBase : public SaeTrainer {
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
   virtual void before_first_step(const at::Tensor&) {}
+  // What initialise() draws nothing for; the rest of an SAE that was read.
+  virtual void start_from(const Sae&) {}
   virtual Json state() const { return Json::object(); }  // more of a checkpoint
   virtual Result<void> set_state(const Json&) { return {}; }
   virtual void finish_sae(Sae& sae) const = 0;  // selection, threshold
   virtual bool folds_decoder_norms() const { return true; }
+
+  // A parameter of its own kind, 0 at first; Adam moves it and checkpoints hold it. To be called in
+  // constructors.
+  void add_parameter(const std::string& name, at::IntArrayRef shape);
+  // A value of each latent in units of its activation, as raw rows and folded decoders need it.
+  at::Tensor folded(const at::Tensor& of_latents) const;
 
   double sparsity_scale() const;  // min(step / sparsity_warmup_steps, 1)
   std::int64_t d_in() const { return d_in_; }
@@ -139,5 +150,14 @@ Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec
 Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
                                                       std::int64_t d_in, double norm_factor,
                                                       ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_gated_trainer(const sweeps::TrainingSpec& spec,
+                                                       std::int64_t d_in, double norm_factor,
+                                                       ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_jumprelu_trainer(const sweeps::TrainingSpec& spec,
+                                                          std::int64_t d_in, double norm_factor,
+                                                          ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_matryoshka_trainer(const sweeps::TrainingSpec& spec,
+                                                            std::int64_t d_in, double norm_factor,
+                                                            ThreadPool& pool);
 
 }  // namespace saesweep::worker

@@ -1,7 +1,7 @@
 // What a trainer writes: checkpoints, the finished dictionary, its configuration, its curve.
 //
 // A checkpoint is a folder:
-//   weights.safetensors  W_enc, b_enc, W_dec, b_dec (fp32, as trained)
+//   weights.safetensors  W_enc, b_enc, W_dec, b_dec and the architecture's own (fp32, as trained)
 //   optim.safetensors    m/ and v/ of each, silence (I64 [d_sae]: tokens since a latent last fired)
 //   manifest.json        schema, spec (SHA-256 of what determines its bytes), step, counters,
 //   curve,
@@ -28,10 +28,12 @@ namespace fs = std::filesystem;
 constexpr int kSchema = 1;
 
 std::map<std::string, at::Tensor> named(const SaeTensors& tensors, const std::string& prefix) {
-  return {{prefix + "W_enc", tensors.w_enc},
-          {prefix + "b_enc", tensors.b_enc},
-          {prefix + "W_dec", tensors.w_dec},
-          {prefix + "b_dec", tensors.b_dec}};
+  std::map<std::string, at::Tensor> all = {{prefix + "W_enc", tensors.w_enc},
+                                           {prefix + "b_enc", tensors.b_enc},
+                                           {prefix + "W_dec", tensors.w_dec},
+                                           {prefix + "b_dec", tensors.b_dec}};
+  for (const auto& [name, tensor] : tensors.more) all.emplace(prefix + name, tensor);
+  return all;
 }
 
 Result<void> read_into(const storage::Safetensors& file, const std::string& prefix,
@@ -53,6 +55,12 @@ double number(const Json& value) {
 
 std::string spec_digest(const sweeps::TrainingSpec& spec, std::int64_t d_in) {
   return sha256(canonical_json({{"training", spec.identity_json()}, {"d_in", d_in}})).hex();
+}
+
+// Norms of the rows, 1 for a row of zeros: what folding multiplies with.
+at::Tensor decoder_norms(const at::Tensor& w_dec) {
+  const at::Tensor norms = w_dec.to(at::kDouble).square().sum(1).sqrt();  // [d_sae]
+  return at::where(norms.gt(0), norms, at::ones_like(norms));
 }
 
 Result<std::string> read_checked(const fs::path& path, const Json& manifest) {
@@ -160,20 +168,24 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   return {};
 }
 
+at::Tensor TrainerBase::folded(const at::Tensor& of_latents) const {
+  const at::Tensor raw = (of_latents.to(at::kDouble) / norm_factor_).to(at::kFloat);
+  if (!folds_decoder_norms()) return raw;
+  return (raw.to(at::kDouble) * decoder_norms(parameters_.w_dec)).to(at::kFloat);
+}
+
 Sae TrainerBase::sae() const {
   Sae sae;
   sae.name = sweeps::to_string(spec_.architecture);
   sae.w_enc = parameters_.w_enc.clone();
   sae.w_dec = parameters_.w_dec.clone();
   // Raw rows instead of rows times the factor: f shrinks by it, W_enc and W_dec stay.
-  sae.b_enc = (parameters_.b_enc.to(at::kDouble) / norm_factor_).to(at::kFloat);
+  sae.b_enc = folded(parameters_.b_enc);
   sae.b_dec = (parameters_.b_dec.to(at::kDouble) / norm_factor_).to(at::kFloat);
   if (folds_decoder_norms()) {
-    const at::Tensor norms = sae.w_dec.to(at::kDouble).square().sum(1).sqrt();  // [d_sae]
-    const at::Tensor safe = at::where(norms.gt(0), norms, at::ones_like(norms));
+    const at::Tensor safe = decoder_norms(sae.w_dec);
     sae.w_dec = (sae.w_dec.to(at::kDouble) / safe.unsqueeze(1)).to(at::kFloat);
     sae.w_enc = (sae.w_enc.to(at::kDouble) * safe.unsqueeze(1)).to(at::kFloat);
-    sae.b_enc = (sae.b_enc.to(at::kDouble) * safe).to(at::kFloat);
   }
   finish_sae(sae);
   return sae;
@@ -185,7 +197,7 @@ Json TrainerBase::config() const {
   return {{"architecture", sweeps::to_string(spec_.architecture)},
           {"parameters", parameters},
           {"recipe", spec_.recipe},
-          {"recipe_hash", sweeps::recipe_hash(spec_.recipe)},
+          {"recipe_hash", sweeps::recipe_hash(spec_.recipe, spec_.architecture)},
           {"d_in", d_in_},
           {"steps", step_},
           {"tokens", position()},

@@ -9,6 +9,7 @@
 
 #include "core/files.h"
 #include "core/json.h"
+#include "sweeps/known_keys.h"
 #include "sweeps/model_shapes.h"
 #include "sweeps/recipes.h"
 #include "sweeps/spec.h"
@@ -57,11 +58,12 @@ class Scene : public testing::Test {
     spec.stream = stream();
     spec.training = sweeps::recipe_training("saebench-v1", architecture, steps);
     spec.training.d_sae = 32;
-    if (architecture == sweeps::Architecture::kTopK ||
-        architecture == sweeps::Architecture::kBatchTopK)
-      spec.training.k = 4;
-    else
-      spec.training.l1 = 0.05;
+    const auto has = [architecture](sweeps::ParameterId id) {
+      return sweeps::parameter(id).applies(architecture);
+    };
+    if (has(sweeps::ParameterId::kK)) spec.training.k = 4;
+    if (has(sweeps::ParameterId::kL1)) spec.training.l1 = 0.05;
+    if (has(sweeps::ParameterId::kL0Target)) spec.training.l0_target = 4;
     spec.training.batch = 64;
     spec.training.tokens = 64 * steps;
     spec.training.seed = seed;

@@ -7,7 +7,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
+#include <vector>
 
 #include "core/digest.h"
 #include "core/philox.h"
@@ -53,6 +55,47 @@ TEST_F(TrainRun, TrialsOfOneRunLeaveResultsAndArtifacts) {
   }
   EXPECT_EQ(left.trained, 2u * 60 * 64);
   EXPECT_GE(left.harvested, 2048u);
+}
+
+TEST_F(TrainRun, EveryArchitectureLeavesTheTensorsOfItsKind) {
+  std::vector<sweeps::TrialSpec> specs;
+  std::vector<protocol::Member> members;
+  for (const auto name : sweeps::architecture_names()) {
+    specs.push_back(trial(*sweeps::parse_architecture(name)));
+    members.push_back(train_member(specs.back()));
+  }
+  FakeAgent agent(state());
+  const auto left = agent.run_to_end(run_of(members, kNever));
+  for (const auto& spec : specs) {
+    const std::string name(to_string(spec.training.architecture));
+    SCOPED_TRACE(name);
+    const auto& result = left.results.at(task_of(spec));
+    ASSERT_EQ(result.outcome(), protocol::OUTCOME_DONE) << result.reason();
+    const Json config = parse_json(bytes_of(result, "config.json")).value();
+    EXPECT_THAT(JsonSchemaCheck::problems(config, JsonSchemaCheck::schema("config")),
+                testing::IsEmpty());
+    EXPECT_EQ(config["apply_b_dec_to_input"], name != "jumprelu");
+    EXPECT_EQ(config.contains("group_sizes"), name == "matryoshka");
+    // What was never updated in so few steps is calibrated.
+    const bool over_batch = name == "batchtopk" || name == "matryoshka";
+    EXPECT_EQ(config["threshold_calibrated"], over_batch);
+    std::map<std::string, std::vector<std::int64_t>> want = {
+        {"W_enc", {32, 16}}, {"W_dec", {32, 16}}, {"b_dec", {16}}};
+    if (name.starts_with("gated"))
+      for (const char* own : {"b_gate", "b_mag", "r_mag"}) want[own] = {32};
+    else
+      want["b_enc"] = {32};
+    if (over_batch || name == "jumprelu") want["threshold"] = {32};
+    const auto file = storage::Safetensors::parse(bytes_of(result, "sae.safetensors"));
+    ASSERT_TRUE(file) << file.error().message;
+    EXPECT_EQ(file->tensors().size(), want.size());
+    for (const auto& [tensor, shape] : want) {
+      const auto* view = file->find(tensor);
+      ASSERT_NE(view, nullptr) << tensor;
+      EXPECT_EQ(view->shape, shape) << tensor;
+      EXPECT_EQ(view->dtype, "F32") << tensor;
+    }
+  }
 }
 
 TEST_F(TrainRun, AloneAndSideBySideTheBytesAreTheSame) {

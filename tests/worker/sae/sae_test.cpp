@@ -51,6 +51,32 @@ TEST(Sae, EncodesByItsSelection) {
   EXPECT_EQ(values(raw.encode(x)), (Floats{3, 0, 1.25, 0, 0, 0}));
 }
 
+// The gate decides by z + b_gate, the magnitude says exp(r_mag) z + b_mag.
+TEST(Sae, SaysWhatTheMagnitudeSaysWhereTheGateIsOpen) {
+  Sae sae = small(Sae::Selection::kGated);
+  sae.b_enc.reset();
+  sae.r_mag = at::tensor({std::log(2.0F), 0.0F, 0.0F});
+  sae.b_gate = at::tensor({0.0F, -1.0F, 5.0F});
+  sae.b_mag = at::tensor({0.5F, 0.0F, -2.0F});
+  // z: 2, 1, 1.5 and -1, -2, -1.5. 1 - 1 opens no gate; an open gate lets nothing negative through.
+  const at::Tensor x = at::tensor({3.0F, 0.0F, 0.0F, -3.0F}).view({2, 2});
+  const Floats got = values(sae.encode(x)), want = {4.5, 0, 0, 0, 0, 0};
+  for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6) << i;
+
+  TempDir folder;
+  const auto path = folder.path() / "sae.safetensors";
+  ASSERT_TRUE(write_file_atomically(path, serialize_sae(sae)));
+  for (const char* name : {"gated", "gated_p_anneal"}) {
+    const auto read = load_sae(path, {{"architecture", name}});
+    ASSERT_TRUE(read) << read.error().message;
+    EXPECT_EQ(read->selection, Sae::Selection::kGated);
+    EXPECT_FALSE(read->b_enc.defined());
+    EXPECT_EQ(values(read->encode(x)), got);
+  }
+  EXPECT_NE(load_sae(path, {{"architecture", "standard"}}).error().message.find("b_enc"),
+            std::string::npos);
+}
+
 TEST(Sae, GivesTiesToTheLowestLatent) {
   Sae sae = small(Sae::Selection::kTopK);
   sae.w_enc.zero_();
@@ -138,6 +164,8 @@ TEST(SaeFile, SaysWhatIsWrongWithIt) {
   bad["threshold"] = at::zeros({2});
   EXPECT_NE(message(bad, config_of("batchtopk")).find("threshold"), std::string::npos);
   EXPECT_NE(message(good, config_of("batchtopk")).find("threshold"), std::string::npos);
+  EXPECT_NE(message(good, config_of("jumprelu")).find("threshold"), std::string::npos);
+  EXPECT_NE(message(good, config_of("gated")).find("r_mag"), std::string::npos);
   EXPECT_NE(message(good, Json::object()).find("architecture"), std::string::npos);
   EXPECT_NE(message(good, {{"architecture", "topk"}}).find("parameters.k"), std::string::npos);
   EXPECT_NE(

@@ -2,7 +2,7 @@
 // files in golden/ are written by tests/scripts/make_dictionary_learning_golden.py.
 #include "core/json.h"
 #include "storage/formats/safetensors.h"
-#include "tests/worker/training/trainers.h"
+#include "tests/worker/training/reference.h"
 #include "worker/tensor_bytes.h"
 
 namespace saesweep::worker::test {
@@ -40,11 +40,21 @@ TrainingSpec spec_of(Architecture architecture, const Json& settings) {
     spec.threshold_start_step = settings.at("threshold_start_step");
     spec.dead_after_tokens = settings.at("dead_after_tokens");
     spec.grad_clip = 1.0;
+    if (architecture == Architecture::kMatryoshka)
+      spec.group_fractions = settings.at("group_fractions").get<std::vector<double>>();
     return spec;
   }
   spec.sparsity_warmup_steps = settings.at("sparsity_warmup_steps");
+  if (is_gated(architecture) || architecture == Architecture::kJumpRelu) spec.adam_beta1 = 0;
+  if (architecture == Architecture::kJumpRelu) {
+    spec.grad_clip = 1.0;
+    spec.l0_target = settings.at("target_l0").get<double>();
+    spec.l0_coefficient = settings.at("sparsity_penalty").get<double>();
+    spec.bandwidth = settings.at("bandwidth");
+    return spec;
+  }
   if (architecture == Architecture::kStandard) spec.grad_clip = 1.0;
-  if (architecture != Architecture::kPAnneal) {
+  if (!is_annealed(architecture)) {
     spec.l1 = settings.at("l1_penalty").get<double>();
     return spec;
   }
@@ -67,11 +77,13 @@ void expect_same_training(const std::string& name, Architecture architecture) {
   const at::Tensor rows = read(inputs, "rows");
   ThreadPool pool(2);
   const auto trainer = make_trainer(spec, rows.size(1), pool);
-  SaeTensors& parameters = inside(*trainer).parameters();
-  const double scale = of_topk_family(architecture) ? 10 : 1;
-  parameters.w_enc.copy_(read(inputs, "W_enc") * scale);
-  parameters.w_dec.copy_(read(inputs, "W_dec") * scale);
-  parameters.b_enc.copy_(read(inputs, of_topk_family(architecture) ? "b_enc_topk" : "b_enc"));
+  const Named parameters = named_parameters(inside(*trainer).parameters());
+  const double scale = starts_at_unit_norm(architecture) ? 10 : 1;
+  for (const auto& [key, tensor] : parameters) {
+    if (key == "b_dec") continue;
+    const bool other = key == "b_enc" && of_topk_family(architecture);
+    tensor.copy_(read(inputs, other ? "b_enc_topk" : key) * (key[0] == 'W' ? scale : 1));
+  }
 
   const at::Tensor losses = read(want, "losses");
   ASSERT_EQ(losses.numel(), 100);
@@ -81,12 +93,13 @@ void expect_same_training(const std::string& name, Architecture architecture) {
     const double loss = losses.const_data_ptr<double>()[step];
     ASSERT_NEAR(report->loss, loss, kTolerance * loss) << name << " step " << step;
   }
-  EXPECT_LT(distance(parameters.w_enc, read(want, "W_enc")), kTolerance) << name;
-  EXPECT_LT(distance(parameters.b_enc, read(want, "b_enc")), kTolerance) << name;
-  EXPECT_LT(distance(parameters.w_dec, read(want, "W_dec")), kTolerance) << name;
-  EXPECT_LT(distance(parameters.b_dec, read(want, "b_dec")), kTolerance) << name;
+  for (const auto& [key, tensor] : parameters)
+    EXPECT_LT(distance(tensor, read(want, key)), kTolerance) << name << " " << key;
   // The weights moved, or agreement would mean nothing.
-  EXPECT_GT(distance(parameters.w_enc, read(inputs, "W_enc") * scale), 0.05);
+  EXPECT_GT(distance(parameters.at("W_enc"), read(inputs, "W_enc") * scale), 0.05);
+  for (const char* key : {"b_mag", "r_mag", "threshold"})
+    if (parameters.contains(key))
+      EXPECT_GT(distance(parameters.at(key), read(inputs, key)), 0.02) << key;
 
   if (!of_topk_family(architecture)) return;
   const double threshold = read(want, "threshold").item<float>();
@@ -118,6 +131,20 @@ TEST(DictionaryLearning, StandardWithAUnitDecoderTrainsAlike) {
 TEST(DictionaryLearning, PAnnealTrainsAlike) {
   expect_same_training("p_anneal", Architecture::kPAnneal);
   expect_same_training("p_anneal_lp", Architecture::kPAnneal);
+}
+
+TEST(DictionaryLearning, GatedTrainsAlike) { expect_same_training("gated", Architecture::kGated); }
+
+TEST(DictionaryLearning, GatedPAnnealTrainsAlike) {
+  expect_same_training("gated_p_anneal", Architecture::kGatedPAnneal);
+}
+
+TEST(DictionaryLearning, JumpReluTrainsAlike) {
+  expect_same_training("jumprelu", Architecture::kJumpRelu);
+}
+
+TEST(DictionaryLearning, MatryoshkaTrainsAlike) {
+  expect_same_training("matryoshka", Architecture::kMatryoshka);
 }
 
 }  // namespace

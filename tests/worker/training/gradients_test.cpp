@@ -1,72 +1,12 @@
 // The hand-written passes against LibTorch's autograd in double, and what must hold between
 // architectures.
-#include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/autograd.h>
-
-#include "tests/worker/training/trainers.h"
+#include "tests/worker/training/reference.h"
 #include "worker/training/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {
 
 constexpr std::int64_t kIn = 12, kWidth = 150, kRows = 300;  // several tiles and blocks, all ragged
-
-struct Reference {
-  double loss = 0;
-  std::vector<at::Tensor> gradients;  // W_enc, b_enc, W_dec, b_dec
-  at::Tensor codes;                   // selected
-};
-
-at::Tensor keep(const at::Tensor& f, std::int64_t count) {
-  const auto top = f.topk(count, -1);
-  return at::zeros_like(f).scatter(-1, std::get<1>(top), 1.0);
-}
-
-// The loss as the papers write it, densely, in double.
-Reference reference(const TrainingSpec& spec, const SaeTensors& of, const at::Tensor& x_float) {
-  std::vector<at::Tensor> parameters;
-  for (const at::Tensor& tensor : {of.w_enc, of.b_enc, of.w_dec, of.b_dec})
-    parameters.push_back(tensor.to(at::kDouble).clone().requires_grad_(true));
-  const at::Tensor x = x_float.to(at::kDouble);
-  const c10::AutoGradMode with_gradients(true);
-  const at::Tensor& w_dec = parameters[2];
-  const at::Tensor f =
-      at::addmm(parameters[1], x - parameters[3], parameters[0].t()).relu();  // [rows, d_sae]
-  at::Tensor codes = f;
-  const auto k = static_cast<std::int64_t>(spec.k.value_or(0));
-  if (spec.architecture == Architecture::kTopK) codes = f * keep(f, k).detach();
-  if (spec.architecture == Architecture::kBatchTopK)
-    codes = f * keep(f.flatten(), std::min(k * x.size(0), f.numel())).view_as(f).detach();
-  const at::Tensor residual = x - at::addmm(parameters[3], codes, w_dec);
-  at::Tensor loss = residual.square().sum(1).mean();
-  switch (spec.architecture) {
-    case Architecture::kStandard:
-      loss = loss + *spec.l1 * (f * w_dec.norm(2, {1})).sum(1).mean();
-      break;
-    case Architecture::kStandardBricken:
-      loss = loss + *spec.l1 * f.sum(1).mean();
-      break;
-    case Architecture::kPAnneal: {
-      const at::Tensor on = f.gt(0).detach();
-      const at::Tensor powers = at::where(on, f, at::ones_like(f)).pow(spec.p_start) * on;
-      const bool lp = spec.sparsity_function == sweeps::SparsityFunction::kLp;
-      const at::Tensor of_row = powers.sum(1);
-      loss = loss + *spec.l1 * (lp ? of_row.pow(1 / spec.p_start) : of_row).mean();
-      break;
-    }
-    default: {
-      const at::Tensor silent = codes.gt(0).any(0).logical_not();
-      const std::int64_t dead = silent.sum().item<std::int64_t>();
-      if (dead == 0 || spec.dead_after_tokens > spec.batch) break;
-      const at::Tensor e = residual.detach();
-      const at::Tensor of_dead = at::where(silent, f, at::zeros_like(f));
-      const at::Tensor kept = of_dead * keep(of_dead, std::min(kIn / 2, dead)).detach();
-      const at::Tensor variance = (e - e.mean(0)).square().sum(1).mean();
-      loss = loss + spec.aux_k_weight * (e - at::mm(kept, w_dec)).square().sum(1).mean() / variance;
-    }
-  }
-  return {loss.item<double>(), torch::autograd::grad({loss}, parameters), codes.detach()};
-}
 
 // A trainer away from its start: norms that differ, biases that are not 0.
 std::unique_ptr<SaeTrainer> displaced(const TrainingSpec& spec, ThreadPool& pool) {
@@ -77,6 +17,10 @@ std::unique_ptr<SaeTrainer> displaced(const TrainingSpec& spec, ThreadPool& pool
   parameters.b_enc.copy_(normal_tensor({width}, 2) * 0.3);
   parameters.w_dec.copy_(normal_tensor({width, kIn}, 3) * 0.3);
   parameters.b_dec.copy_(normal_tensor({kIn}, 4) * 0.2);
+  std::uint64_t seed = 5;
+  for (auto& [name, tensor] : parameters.more)
+    tensor.copy_(name == "threshold" ? normal_tensor({width}, seed++).abs() * 0.3 + 0.2
+                                     : normal_tensor({width}, seed++) * 0.3);
   return trainer;
 }
 
@@ -103,15 +47,16 @@ void expect_gradients(const TrainingSpec& spec, const std::string& what, double 
   const auto trainer = displaced(spec, pool);
   TrainerBase& base = inside(*trainer);
   const at::Tensor x = some_rows();
-  if (spec.architecture == Architecture::kPAnneal) clear_of_zero(base.parameters(), x);
+  if (spec.n_sparsity_updates > 0) clear_of_zero(base.parameters(), x);
   const PassSums sums = base.pass_for_test(x);
   const Reference want = reference(spec, base.parameters(), x);
   EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss)) << what;
-  const SaeTensors& got = base.gradients();
-  EXPECT_LT(relative_distance(got.w_enc, want.gradients[0]), tolerance) << what;
-  EXPECT_LT(relative_distance(got.b_enc, want.gradients[1]), tolerance) << what;
-  EXPECT_LT(relative_distance(got.w_dec, want.gradients[2]), tolerance) << what;
-  EXPECT_LT(relative_distance(got.b_dec, want.gradients[3]), tolerance) << what;
+  const Named got = named_parameters(base.gradients());
+  ASSERT_EQ(got.size(), want.gradients.size());
+  for (const auto& [name, gradient] : want.gradients) {
+    EXPECT_GT(gradient.abs().max().item<double>(), 0) << what << " " << name;
+    EXPECT_LT(relative_distance(got.at(name), gradient), tolerance) << what << " " << name;
+  }
   EXPECT_NEAR(sums.l0, want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>(), 1e-9) << what;
 }
 
@@ -149,27 +94,63 @@ TEST(Gradients, OfTheReluFamilyWithFewActiveAreThoseOfAutogradWhateverWasExpecte
       const double l0 = want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>();
       ASSERT_GT(l0, 1);
       ASSERT_LT(l0, kWidth / 16.0);
-      std::vector<at::Tensor> first;
+      Named first;
       // The first pass expects many active latents, the second few.
       for (int round = 0; round < 2; ++round) {
         const PassSums sums = base.pass_for_test(x);
         EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss));
         EXPECT_NEAR(sums.l0, l0, 1e-9);
-        const SaeTensors& got = base.gradients();
-        const std::vector<at::Tensor> all = {got.w_enc, got.b_enc, got.w_dec, got.b_dec};
-        for (std::size_t i = 0; i < all.size(); ++i) {
-          EXPECT_LT(relative_distance(all[i], want.gradients[i]), 1e-5) << to_string(architecture);
+        const Named got = named_parameters(base.gradients());
+        for (const auto& [name, gradient] : want.gradients) {
+          EXPECT_LT(relative_distance(got.at(name), gradient), 1e-5)
+              << to_string(architecture) << " " << name;
           if (round == 0)
-            first.push_back(all[i].clone());
+            first[name] = got.at(name).clone();
           else
-            EXPECT_TRUE(same_bytes(first[i], all[i])) << to_string(architecture);
+            EXPECT_TRUE(same_bytes(first.at(name), got.at(name))) << to_string(architecture);
         }
       }
     }
 }
 
+TEST(Gradients, OfTheGatedFamilyAreThoseOfAutogradWithAStillDecoderBehindTheGate) {
+  expect_gradients(spec_of(Architecture::kGated), "gated");
+  TrainingSpec anneal = spec_of(Architecture::kGatedPAnneal);
+  for (const double p : {1.0, 0.5, 0.2})
+    for (const auto function : {sweeps::SparsityFunction::kLpP, sweeps::SparsityFunction::kLp}) {
+      anneal.p_start = p;
+      anneal.sparsity_function = function;
+      expect_gradients(anneal, std::string(to_string(function)) + " " + std::to_string(p));
+    }
+}
+
+TEST(Gradients, OfJumpReluAreThoseOfTheWindowAroundTheThreshold) {
+  for (const auto loss :
+       {sweeps::SparsityLoss::kL0, sweeps::SparsityLoss::kL0Target, sweeps::SparsityLoss::kTanh})
+    expect_gradients(jumprelu_spec(loss, kWidth, kRows, 100), std::string(to_string(loss)));
+}
+
+// A threshold below half the window sees silent rows, and one below 0 counts them: the library
+// compares f, not z.
+TEST(Gradients, OfThresholdsNearZeroAreThoseOfTheLibraryThatComparesWhatWasSaid) {
+  ThreadPool pool(2);
+  const auto spec = jumprelu_spec(sweeps::SparsityLoss::kL0Target, kWidth, kRows, 100);
+  const auto trainer = displaced(spec, pool);
+  TrainerBase& base = inside(*trainer);
+  at::Tensor& threshold = base.parameters().more.at("threshold");
+  threshold.copy_(at::linspace(-0.2, 0.3, kWidth));
+  const at::Tensor x = some_rows();
+  const PassSums sums = base.pass_for_test(x);
+  const Reference want = reference(spec, base.parameters(), x);
+  EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * want.loss);
+  EXPECT_LT(
+      relative_distance(base.gradients().more.at("threshold"), want.gradients.at("threshold")),
+      1e-5);
+}
+
 TEST(Gradients, OfTheTopKFamilyAreThoseOfTheDenseFormulas) {
-  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK})
+  for (const auto architecture :
+       {Architecture::kTopK, Architecture::kBatchTopK, Architecture::kMatryoshka})
     for (const std::uint64_t k : {std::uint64_t{1}, std::uint64_t{5}, std::uint64_t{32},
                                   static_cast<std::uint64_t>(kWidth)}) {
       TrainingSpec spec = spec_of(architecture);
@@ -178,8 +159,39 @@ TEST(Gradients, OfTheTopKFamilyAreThoseOfTheDenseFormulas) {
     }
 }
 
+// Central differences of the dense formulas, with what is held still held still.
+TEST(Gradients, AreTheSlopesOfTheLoss) {
+  ThreadPool pool(1);
+  for (const auto architecture : kAllArchitectures) {
+    TrainingSpec spec = spec_of(architecture);
+    spec.p_start = 0.5;
+    const auto trainer = displaced(spec, pool);
+    TrainerBase& base = inside(*trainer);
+    const at::Tensor x = some_rows();
+    if (spec.n_sparsity_updates > 0) clear_of_zero(base.parameters(), x);
+    base.pass_for_test(x);
+    const Named at_point = in_double(named_parameters(base.parameters()));
+    const Named got = named_parameters(base.gradients());
+    for (const auto& [name, tensor] : at_point) {
+      if (name == "threshold") continue;  // a step has no slope
+      const at::Tensor direction = normal_tensor(tensor.sizes(), 77).to(at::kDouble);
+      const auto loss_at = [&](double h) {
+        Named moved = at_point;
+        moved[name] = tensor + h * direction;
+        return forward(spec, moved, at_point, x.to(at::kDouble)).loss.item<double>();
+      };
+      constexpr double kStep = 1e-7;
+      const double slope = (loss_at(kStep) - loss_at(-kStep)) / (2 * kStep);
+      const double ours = (got.at(name).to(at::kDouble) * direction).sum().item<double>();
+      EXPECT_NEAR(ours, slope, 1e-4 * std::max(1.0, std::abs(slope)))
+          << to_string(architecture) << " " << name;
+    }
+  }
+}
+
 TEST(Gradients, OfTheAuxiliaryLossAreThoseOfAutograd) {
-  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+  for (const auto architecture :
+       {Architecture::kTopK, Architecture::kBatchTopK, Architecture::kMatryoshka}) {
     TrainingSpec spec = spec_of(architecture);
     spec.k = 1;
     spec.dead_after_tokens = kRows;  // who is silent in this batch is dead
@@ -225,6 +237,7 @@ TEST(Gradients, KeepEulersIdentityOfTheReconstruction) {
   ThreadPool pool(1);
   for (const auto architecture : kAllArchitectures) {
     TrainingSpec spec = spec_of(architecture);
+    if (architecture == Architecture::kMatryoshka) continue;  // of each prefix, not of the whole
     if (spec.l1) spec.l1 = 0;
     const auto trainer = displaced(spec, pool);
     TrainerBase& base = inside(*trainer);
@@ -243,7 +256,8 @@ TEST(Gradients, KeepEulersIdentityOfTheReconstruction) {
 // negative everywhere gets none; the living get nothing from the auxiliary loss.
 TEST(AuxiliaryLoss, ReachesDeadLatentsThatHaveSomethingToSayAndNobodyElse) {
   ThreadPool pool(1);
-  for (const auto architecture : {Architecture::kTopK, Architecture::kBatchTopK}) {
+  for (const auto architecture :
+       {Architecture::kTopK, Architecture::kBatchTopK, Architecture::kMatryoshka}) {
     TrainingSpec spec = spec_of(architecture);
     spec.k = 2;
     spec.aux_k = kWidth;  // room for all the dead

@@ -8,7 +8,8 @@ namespace {
 double reconstructed_size(Architecture architecture, double size, double l1) {
   ThreadPool pool(1);
   TrainingSpec spec = make_spec(architecture, 2, 2, 2000);
-  spec.l1 = l1;
+  if (spec.l1) spec.l1 = l1;
+  if (spec.k) spec.k = 1;
   spec.lr = 1e-2;
   spec.decay_start = 1000;
   spec.grad_clip.reset();
@@ -28,6 +29,13 @@ TEST(Optimum, OfAnL1PenaltyShrinksByHalfTheCoefficient) {
   EXPECT_NEAR(reconstructed_size(Architecture::kStandardBricken, 1.5, 0.4), 1.3, 1e-3);
   EXPECT_NEAR(reconstructed_size(Architecture::kStandard, 1.5, 0.4), 1.3, 1e-3);
   EXPECT_NEAR(reconstructed_size(Architecture::kStandardBricken, 1.5, 0), 1.5, 1e-3);
+}
+
+// The penalty of a gate is paid by the gate alone, that of a threshold by the threshold.
+TEST(Optimum, OfGatesAndThresholdsShrinksNothing) {
+  EXPECT_NEAR(reconstructed_size(Architecture::kGated, 1.5, 0.4), 1.5, 1e-3);
+  EXPECT_NEAR(reconstructed_size(Architecture::kJumpRelu, 1.5, 0), 1.5, 1e-3);
+  EXPECT_NEAR(reconstructed_size(Architecture::kTopK, 1.5, 0), 1.5, 1e-3);
 }
 
 TEST(Optimum, OfASilentDictionaryIsTheMean) {
@@ -54,7 +62,7 @@ TEST(Start, OfTheTopKFamilyCentresOnTheGeometricMedian) {
     const at::Tensor x = normal_tensor({32, 5}, 3);
     const SaeTensors& parameters = inside(*trainer).parameters();
     EXPECT_EQ(parameters.b_dec.abs().max().item<float>(), 0);
-    const double norm = of_topk_family(architecture) ? 1 : 0.1;
+    const double norm = starts_at_unit_norm(architecture) ? 1 : 0.1;
     EXPECT_LT(distance(parameters.w_dec.square().sum(1).sqrt(), at::full({16}, norm)), 1e-6);
     EXPECT_TRUE(same_bytes(parameters.w_dec, parameters.w_enc));
     // The first step has learning rate 0 where there is a warm-up, as in the recipe.
@@ -210,7 +218,7 @@ double mean_max_cosine(const at::Tensor& atoms, const at::Tensor& found) {
 // A planted dictionary at reduced cost (seconds): d 64, 128 directions, 4 at a time, sizes 0.5 to
 // 1.5, no noise, no bias; half the batch and half the steps that find it to 0.9996.
 struct Recovery {
-  double before, after, dead;
+  double before, after, dead, l0;
 };
 Recovery recover(TrainingSpec spec) {
   ThreadPool pool(2);
@@ -227,7 +235,8 @@ Recovery recover(TrainingSpec spec) {
   train(*trainer, sparse_rows(static_cast<std::int64_t>(spec.batch) * 100, atoms, 4, 5),
         spec.steps());
   return {before, mean_max_cosine(atoms, trainer->sae().w_dec),
-          trainer->summary().at("dead_fraction").get<double>()};
+          trainer->summary().at("dead_fraction").get<double>(),
+          trainer->summary().at("l0_train").get<double>()};
 }
 
 TEST(PlantedDictionary, IsFoundByABatchTopKOfTwiceItsWidthAndTheRestDies) {
@@ -236,6 +245,27 @@ TEST(PlantedDictionary, IsFoundByABatchTopKOfTwiceItsWidthAndTheRestDies) {
   EXPECT_GT(found.after, 0.99);
   EXPECT_GT(found.dead, 0.2);
   EXPECT_LT(found.dead, 0.52);
+}
+
+TEST(PlantedDictionary, IsFoundByNestedGroupsAlmostAsWell) {
+  TrainingSpec spec = make_spec(Architecture::kMatryoshka, 256, 512, 1500);
+  spec.group_fractions = {1. / 8, 1. / 8, 1. / 4, 1. / 2};  // prefixes of 32, 64, 128, 256
+  const Recovery found = recover(spec);
+  EXPECT_LT(found.before, 0.5);
+  EXPECT_GT(found.after, 0.96);
+  EXPECT_GT(found.dead, 0.1);
+}
+
+TEST(PlantedDictionary, IsFoundByThresholdsThatAimAtItsSparsity) {
+  TrainingSpec spec = make_spec(Architecture::kJumpRelu, 256, 512, 1500);
+  spec.l0_target = 4;
+  spec.l0_coefficient = 1;
+  spec.bandwidth = 0.03;
+  spec.init_threshold = 0.03;
+  const Recovery found = recover(spec);
+  EXPECT_LT(found.before, 0.5);
+  EXPECT_GT(found.after, 0.97);
+  EXPECT_NEAR(found.l0, 4, 0.6);
 }
 
 TEST(PlantedDictionary, IsFoundByL1OfTheRightSizeAndNotByTooLittle) {

@@ -20,11 +20,28 @@ using sweeps::Architecture;
 using sweeps::TrainingSpec;
 
 inline const std::vector<Architecture> kAllArchitectures = {
-    Architecture::kStandard, Architecture::kStandardBricken, Architecture::kTopK,
-    Architecture::kBatchTopK, Architecture::kPAnneal};
+    Architecture::kStandard,  Architecture::kStandardBricken, Architecture::kTopK,
+    Architecture::kBatchTopK, Architecture::kPAnneal,         Architecture::kGated,
+    Architecture::kJumpRelu,  Architecture::kMatryoshka,      Architecture::kGatedPAnneal};
 
 inline bool of_topk_family(Architecture architecture) {
-  return architecture == Architecture::kTopK || architecture == Architecture::kBatchTopK;
+  return architecture == Architecture::kTopK || architecture == Architecture::kBatchTopK ||
+         architecture == Architecture::kMatryoshka;
+}
+inline bool is_gated(Architecture architecture) {
+  return architecture == Architecture::kGated || architecture == Architecture::kGatedPAnneal;
+}
+inline bool is_annealed(Architecture architecture) {
+  return architecture == Architecture::kPAnneal || architecture == Architecture::kGatedPAnneal;
+}
+// A threshold found by training stands for the selection over a batch.
+inline bool over_batch(Architecture architecture) {
+  return of_topk_family(architecture) && architecture != Architecture::kTopK;
+}
+
+inline bool starts_at_unit_norm(Architecture architecture) {
+  return of_topk_family(architecture) || is_gated(architecture) ||
+         architecture == Architecture::kJumpRelu;
 }
 
 // As saebench-v1 sets what is not about time; all schedules off.
@@ -44,14 +61,35 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
     spec.dead_after_tokens = 10'000'000;
     spec.threshold_beta = 0.999;
     spec.aux_k_weight = 1.0 / 32;
+  } else if (architecture == Architecture::kJumpRelu) {
+    spec.l0_target = 5;
+    spec.l0_coefficient = 0.2;
+    spec.bandwidth = 0.1;
+    spec.init_threshold = 0.1;
+    spec.grad_clip = 1.0;
   } else {
     spec.l1 = 0.05;
   }
+  if (architecture == Architecture::kMatryoshka) spec.group_fractions = {0.1, 0.2, 0.7};
   if (architecture == Architecture::kStandard) spec.grad_clip = 1.0;
-  if (architecture == Architecture::kPAnneal) {
+  if (architecture == Architecture::kJumpRelu || is_gated(architecture)) spec.adam_beta1 = 0;
+  if (is_annealed(architecture)) {
     spec.anneal_start = steps / 3;
     spec.anneal_end = steps;
     spec.n_sparsity_updates = 4;
+  }
+  return spec;
+}
+
+inline TrainingSpec jumprelu_spec(sweeps::SparsityLoss loss, std::uint64_t d_sae,
+                                  std::uint64_t batch, std::uint64_t steps) {
+  TrainingSpec spec = make_spec(Architecture::kJumpRelu, d_sae, batch, steps);
+  spec.sparsity_loss = loss;
+  if (loss != sweeps::SparsityLoss::kL0Target) spec.l0_target.reset();
+  if (loss == sweeps::SparsityLoss::kTanh) {
+    spec.bandwidth = 0.6;
+    spec.tanh_scale = 4;
+    spec.pre_act_weight = 0.01;
   }
   return spec;
 }

@@ -1,0 +1,155 @@
+// Matryoshka BatchTopK: latents in nested groups, of which each prefix reconstructs by itself, so
+// that the inner ones learn what is general (Bussmann et al. 2025, arXiv 2503.17547). Selection,
+// threshold and the revival of dead latents are those of batchtopk; as dictionary_learning's
+// MatryoshkaBatchTopKTrainer trains it, prefix errors weigh 1/G^2 each.
+//
+// Prefixes are not decoded one by one: codes of a row are in order of latents, so one pass over
+// them meets every prefix. Backwards, a latent of group j sees the sum of the gradients of the
+// prefixes from j on, which costs G additions a row and no product more than one dictionary.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "worker/training/batch_selection.h"
+#include "worker/training/kernels.h"
+
+namespace saesweep::worker {
+namespace {
+
+using kernels::Code;
+
+class MatryoshkaTrainer final : public BatchSelectionTrainer {
+ public:
+  MatryoshkaTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+                    ThreadPool& pool)
+      : BatchSelectionTrainer(spec, d_in, norm_factor, pool) {
+    std::int64_t end = 0;
+    for (const std::uint64_t size : spec.group_sizes())
+      group_end_.push_back(end += static_cast<std::int64_t>(size));
+  }
+
+  Json config() const override {
+    Json json = BatchSelectionTrainer::config();
+    json["group_sizes"] = spec_.group_sizes();
+    return json;
+  }
+
+ private:
+  PassSums pass(const at::Tensor& x) override;
+  std::int64_t group_of(std::int64_t latent) const {
+    return std::upper_bound(group_end_.begin(), group_end_.end(), latent) - group_end_.begin();
+  }
+  // One row: x_hat - x of all groups; into g [groups, d_in] the sums, over the prefixes from each
+  // group on, of `factor` times their errors. Adds the prefixes' squared errors. x_hat: room.
+  void reconstruct(const SparseCodes& codes, std::int64_t row, const float* x, float factor,
+                   std::vector<float>& x_hat, float* error, float* g,
+                   std::vector<double>& squared_errors) const;
+
+  std::vector<std::int64_t> group_end_;  // past the last latent of each group
+};
+
+void MatryoshkaTrainer::reconstruct(const SparseCodes& codes, std::int64_t row, const float* x,
+                                    float factor, std::vector<float>& x_hat, float* error, float* g,
+                                    std::vector<double>& squared_errors) const {
+  const std::int64_t d = d_in();
+  const float* decoder = parameters_.w_dec.const_data_ptr<float>();
+  const float* bias = parameters_.b_dec.const_data_ptr<float>();
+  x_hat.assign(bias, bias + d);
+  std::int64_t at = codes.begin(row);
+  for (std::size_t group = 0; group < group_end_.size(); ++group) {
+    for (; at < codes.end(row); ++at) {
+      const Code& code = codes.entries[static_cast<std::size_t>(at)];
+      if (code.latent >= group_end_[group]) break;
+      kernels::axpy(code.value, decoder + code.latent * d, x_hat.data(), d);
+    }
+    for (std::int64_t j = 0; j < d; ++j) error[j] = x_hat[static_cast<std::size_t>(j)] - x[j];
+    squared_errors[group] += kernels::sum_of_squares(error, d);
+    float* of_group = g + static_cast<std::int64_t>(group) * d;
+    for (std::int64_t j = 0; j < d; ++j) of_group[j] = error[j] * factor;
+  }
+  for (std::size_t group = group_end_.size() - 1; group > 0; --group) {
+    float* of_group = g + static_cast<std::int64_t>(group) * d;
+    kernels::axpy(1, of_group, of_group - d, d);
+  }
+}
+
+PassSums MatryoshkaTrainer::pass(const at::Tensor& x) {
+  const std::int64_t d = d_in(), rows = batch();
+  const auto groups = static_cast<std::int64_t>(group_end_.size());
+  const double inverse_rows = 1.0 / static_cast<double>(rows);
+  const double weight = 1.0 / static_cast<double>(groups * groups);  // of a prefix's error
+  at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
+  SparseCodes codes;
+  PassSums result;
+  result.finite = select(x, x_centred, codes);
+
+  at::Tensor error = at::empty({rows, d}, at::kFloat);
+  at::Tensor gradient = at::empty({rows, groups, d}, at::kFloat);
+  std::vector<float> d_codes(codes.entries.size());
+  struct Sums {
+    std::vector<double> squared_errors, g_columns;
+  };
+  std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    Sums& sum = sums[static_cast<std::size_t>(index)];
+    sum.squared_errors.assign(static_cast<std::size_t>(groups), 0);
+    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    const float* decoder = parameters_.w_dec.const_data_ptr<float>();
+    std::vector<float> x_hat;
+    for (std::int64_t row = first; row < first + count; ++row) {
+      float* g = gradient.mutable_data_ptr<float>() + row * groups * d;
+      reconstruct(codes, row, x.const_data_ptr<float>() + row * d,
+                  static_cast<float>(2 * weight * inverse_rows), x_hat,
+                  error.mutable_data_ptr<float>() + row * d, g, sum.squared_errors);
+      // b_dec is in every prefix.
+      for (std::int64_t j = 0; j < d; ++j) sum.g_columns[static_cast<std::size_t>(j)] += g[j];
+      for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
+        const std::int64_t latent = codes.entries[static_cast<std::size_t>(at)].latent;
+        d_codes[static_cast<std::size_t>(at)] =
+            kernels::dot(g + group_of(latent) * d, decoder + latent * d, d);
+      }
+    }
+  });
+  weight_gradients(codes, d_codes,
+                   {.g = gradient.const_data_ptr<float>(),
+                    .stride = groups * d,
+                    .offset = [&](std::int64_t latent) { return group_of(latent) * d; }},
+                   x_centred, /*add=*/false);
+  note(codes);
+  result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
+  std::vector<double> squared_errors(static_cast<std::size_t>(groups), 0);
+  std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
+  for (const Sums& sum : sums) {
+    for (std::size_t i = 0; i < squared_errors.size(); ++i)
+      squared_errors[i] += sum.squared_errors[i];
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
+  }
+  double of_prefixes = 0;
+  for (const double squared_error : squared_errors) of_prefixes += squared_error;
+  result.prefixes = weight * of_prefixes * inverse_rows;
+  result.reconstruction = squared_errors.back() * inverse_rows;
+  result.fve = variance_explained(x, squared_errors.back());
+  result.auxiliary = revive(x_centred, error);
+  finish_b_dec(std::move(b_dec));
+  return result;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SaeTrainer>> make_matryoshka_trainer(const sweeps::TrainingSpec& spec,
+                                                            std::int64_t d_in, double norm_factor,
+                                                            ThreadPool& pool) {
+  if (!spec.k || *spec.k < 1 || *spec.k > spec.d_sae)
+    return fail(ErrorCode::kInvalidArgument, "k is {}; 1 to d_sae = {} would be right",
+                spec.k.value_or(0), spec.d_sae);
+  const auto sizes = spec.group_sizes();
+  if (sizes.empty() || std::find(sizes.begin(), sizes.end(), 0U) != sizes.end())
+    return fail(ErrorCode::kInvalidArgument,
+                "group_fractions: {} groups of d_sae {} leave one without a latent", sizes.size(),
+                spec.d_sae);
+  auto trainer = std::make_unique<MatryoshkaTrainer>(spec, d_in, norm_factor, pool);
+  SAE_TRY_VOID(trainer->initialise());
+  return trainer;
+}
+
+}  // namespace saesweep::worker
