@@ -24,13 +24,12 @@ constexpr std::array kSearchKeys{"strategy"sv, "seed"sv};
 constexpr std::array kCoreKeys{"tokens"sv};
 constexpr std::array kBoardKeys{"games"sv};
 constexpr std::array kResourcesKeys{"memory"sv, "slots"sv};
-constexpr std::array kTrainLmKeys{"layers"sv,       "d_model"sv,      "heads"sv,
-                                  "d_mlp"sv,        "context"sv,      "activation"sv,
-                                  "tied"sv,         "bias"sv,         "games"sv,
-                                  "batch"sv,        "lr"sv,           "final_lr_fraction"sv,
-                                  "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv,
-                                  "optimizer"sv,    "targets"sv,      "init_scale"sv,
-                                  "seed"sv,         "precision"sv,    "restart_at"sv};
+constexpr std::array kTrainLmKeys{
+    "layers"sv,       "d_model"sv,      "heads"sv,     "d_mlp"sv,
+    "context"sv,      "activation"sv,   "tied"sv,      "bias"sv,
+    "games"sv,        "batch"sv,        "lr"sv,        "final_lr_fraction"sv,
+    "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "optimizer"sv,
+    "targets"sv,      "init_scale"sv,   "seed"sv,      "precision"sv};
 
 constexpr std::array kLaterKeys{"early_stopping"sv, "hook_out"sv};
 constexpr std::array kLaterArchitectures{"end_to_end"sv, "transcoder"sv, "skip_transcoder"sv,

@@ -422,7 +422,6 @@ Json TrainLmSpec::to_json() const {
           {"lr", lr},
           {"warmup_steps", warmup_steps},
           {"final_lr_fraction", final_lr_fraction},
-          {"restart_at", restart_at},
           {"weight_decay", weight_decay},
           {"grad_clip", grad_clip},
           {"optimizer", optimizer},
@@ -458,7 +457,6 @@ Result<TrainLmSpec> TrainLmSpec::from_json(const Json& json) {
   fields.read("lr", spec.lr);
   fields.read("warmup_steps", spec.warmup_steps);
   fields.read("final_lr_fraction", spec.final_lr_fraction);
-  fields.read("restart_at", spec.restart_at);
   fields.read("weight_decay", spec.weight_decay);
   fields.read("grad_clip", spec.grad_clip);
   fields.read("optimizer", spec.optimizer);

@@ -206,8 +206,6 @@ struct TrainLmSpec {
   double lr = 0;
   std::uint64_t warmup_steps = 0;
   double final_lr_fraction = 0.1;  // where the cosine ends, in units of lr
-  // Step at which warm-up, cosine and moments begin anew; 0: never.
-  std::uint64_t restart_at = 0;
   double weight_decay = 0.1, grad_clip = 1.0;
   // adamw, or muon: the matrices inside the blocks move along the orthogonalised momentum, all else
   // by AdamW.

@@ -74,35 +74,22 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
     section.add("games", fmt::format("{} games are less than one batch of {}; at least {} would be "
                                      "right",
                                      spec.games, spec.batch, spec.batch));
-  const auto read_steps = [&](std::string_view key, StepCount steps) {
-    const YamlNode* node = section.find(key);
-    if (node == nullptr) return steps.of(spec.steps());
-    const auto text = scalar_text(*node, section.path_of(key),
-                                  "a number of steps or a share would be right", problems);
-    if (!text) return steps.of(spec.steps());
-    const auto read = parse_steps(*text);
-    if (!read) {
-      section.add(key, read.error().message);
-      return steps.of(spec.steps());
+  StepCount warmup{.is_share = true, .percent = 5};
+  if (const YamlNode* node = section.find("warmup_steps"))
+    if (const auto text = scalar_text(*node, section.path_of("warmup_steps"),
+                                      "a number of steps or a share would be right", problems)) {
+      const auto steps = parse_steps(*text);
+      if (steps)
+        warmup = *steps;
+      else
+        section.add("warmup_steps", steps.error().message);
     }
-    return read->of(spec.steps());
-  };
-  spec.warmup_steps = read_steps("warmup_steps", {.is_share = true, .percent = 5});
-  spec.restart_at = read_steps("restart_at", {});
-  if (spec.steps() > 0 && spec.restart_at >= spec.steps())
-    section.add("restart_at", fmt::format("{} is not before the end of the run, which has {} steps "
-                                          "(games / batch); at most {} would be right",
-                                          spec.restart_at, spec.steps(), spec.steps() - 1));
-  else if (const std::uint64_t least =
-               spec.restart_at == 0 ? spec.steps()
-                                    : std::min(spec.restart_at, spec.steps() - spec.restart_at);
-           spec.steps() > 0 && spec.warmup_steps >= least)
-    section.add(
-        "warmup_steps",
-        fmt::format("{} steps do not end before the run, which has {} (games / batch){}; at "
-                    "most {}, e.g. 5%, would be right",
-                    spec.warmup_steps, spec.steps(),
-                    spec.restart_at == 0 ? "" : ", or before its restart", least - 1));
+  spec.warmup_steps = warmup.of(spec.steps());
+  if (spec.steps() > 0 && spec.warmup_steps >= spec.steps())
+    section.add("warmup_steps",
+                fmt::format("{} steps do not end before the run, which has {} (games / batch); at "
+                            "most {}, e.g. 5%, would be right",
+                            spec.warmup_steps, spec.steps(), spec.steps() - 1));
   if (problems.size() != problems_before) return std::nullopt;
   return spec;
 }

@@ -157,17 +157,11 @@ Result<LmTrainer> LmTrainer::create(const sweeps::TrainLmSpec& spec, ThreadPool&
   return trainer;
 }
 
-std::uint64_t LmTrainer::step_of_schedule() const {
-  return step_ < spec_.restart_at ? step_ : step_ - spec_.restart_at;
-}
-
 double LmTrainer::learning_rate() const {
-  const auto step = static_cast<double>(step_of_schedule());
-  const auto end =
-      static_cast<double>(step_ < spec_.restart_at ? spec_.restart_at : steps() - spec_.restart_at);
+  const auto step = static_cast<double>(step_);
   const auto warmup = static_cast<double>(spec_.warmup_steps);
   if (step < warmup) return spec_.lr * (step + 1) / warmup;
-  const double done = (step - warmup) / std::max(1.0, end - warmup);
+  const double done = (step - warmup) / std::max(1.0, static_cast<double>(steps()) - warmup);
   const double low = spec_.final_lr_fraction;
   return spec_.lr * (low + (1 - low) / 2 * (1 + std::cos(std::numbers::pi * std::min(1.0, done))));
 }
@@ -175,7 +169,7 @@ double LmTrainer::learning_rate() const {
 void LmTrainer::move_by_adamw(const std::string& name, at::Tensor& weight,
                               const at::Tensor& gradient, double clip) {
   const double rate = learning_rate();
-  const auto t = static_cast<double>(step_of_schedule() + 1);
+  const auto t = static_cast<double>(step_ + 1);
   const auto correction1 = static_cast<float>(1 / (1 - std::pow(kBeta1, t)));
   const auto correction2 = static_cast<float>(1 / (1 - std::pow(kBeta2, t)));
   float* w = weight.mutable_data_ptr<float>();
@@ -214,11 +208,6 @@ void LmTrainer::move_by_muon(const std::string& name, at::Tensor& weight,
 }
 
 Result<LmStep> LmTrainer::train_step() {
-  if (step_ == spec_.restart_at && step_ > 0) {
-    for (auto* moments : {&first_moment_, &second_moment_})
-      for (auto& [name, moment] : *moments) moment.zero_();
-  }
-
   // The step's games: positions of the endless sequence of seeded permutations.
   std::vector<std::uint64_t> games;
   const std::uint64_t per_pass = training_games_.size();

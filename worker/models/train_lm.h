@@ -59,8 +59,6 @@ class LmTrainer {
  private:
   LmTrainer(sweeps::TrainLmSpec spec, Transformer model, ThreadPool& pool,
             std::shared_ptr<const TokenDocuments> documents);
-  // Steps since the schedule began, at the start or at the restart.
-  std::uint64_t step_of_schedule() const;
   double learning_rate() const;
   // Moves weight i of the trainable ones, given its summed gradient. Any thread, one weight each.
   void move_by_adamw(const std::string& name, at::Tensor& weight, const at::Tensor& gradient,

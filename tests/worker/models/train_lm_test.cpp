@@ -178,31 +178,6 @@ TEST_F(TrainLm, TheCosineEndsWhereItIsTold) {
   EXPECT_GT(last_move(0.1), 5e-2 * small_job().lr);
 }
 
-// What a run of its own would do from the weights of the first part.
-TEST_F(TrainLm, ARestartBeginsScheduleAndMomentsAnew) {
-  auto spec = small_job();
-  spec.games = 64 * 20;
-  spec.warmup_steps = 3;
-  LmTrainer first = make(spec, pool);  // 20 steps
-  train(first, 20);
-  spec.games = 64 * 50;
-  spec.restart_at = 20;
-  LmTrainer whole = make(spec, pool);
-  train(whole, 20);
-  EXPECT_TRUE(bytes_of(first) == bytes_of(whole));
-  ASSERT_TRUE(whole.save(dir.path() / "state.safetensors"));
-  const at::Tensor before = whole.model().weights().at("lm_head.weight").detach().clone();
-  train(whole, 1);
-  const at::Tensor step = whole.model().weights().at("lm_head.weight").detach() - before;
-  // The first step of AdamW moves by the rate, which is a third of its height here.
-  EXPECT_NEAR(step.abs().max().item<double>(), spec.lr / 3, 0.1 * spec.lr / 3);
-  train(whole, 29);
-  LmTrainer resumed = make(spec, pool);
-  ASSERT_TRUE(resumed.load(dir.path() / "state.safetensors"));
-  train(resumed, 30);
-  EXPECT_TRUE(bytes_of(resumed) == bytes_of(whole));
-}
-
 TEST_F(TrainLm, ProductsInBf16ChangeTheLossLittleAndOnlyInTraining) {
   auto spec = small_job();
   LmTrainer exact = make(spec, pool);
