@@ -55,6 +55,10 @@ std::string_view to_string(MessageType type) {
       return "CONTROL_DONE";
     case MessageType::kBye:
       return "BYE";
+    case MessageType::kDataRequest:
+      return "DATA_REQUEST";
+    case MessageType::kDataReply:
+      return "DATA_REPLY";
   }
   return "unknown";
 }

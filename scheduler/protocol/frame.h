@@ -45,6 +45,8 @@ enum class MessageType : std::uint8_t {
   kControl = 14,
   kControlDone = 15,
   kBye = 18,
+  kDataRequest = 32,  // on the data port
+  kDataReply = 33,
 };
 bool is_known(MessageType type);
 std::string_view to_string(MessageType type);

@@ -159,6 +159,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kAssign:
     case MessageType::kResultAck:
     case MessageType::kControl:
+    case MessageType::kDataReply:
       return false;
     case MessageType::kHello:
     case MessageType::kHeartbeat:
@@ -168,6 +169,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kCheckpointed:
     case MessageType::kResult:
     case MessageType::kControlDone:
+    case MessageType::kDataRequest:
       return role == Role::kWorker || role == Role::kLocal;
     case MessageType::kBye:
       return true;
