@@ -63,6 +63,10 @@ std::string_view to_string(MessageType type) {
       return "QUERY";
     case MessageType::kQueryReply:
       return "REPLY";
+    case MessageType::kDataRequest:
+      return "DATA_REQUEST";
+    case MessageType::kDataReply:
+      return "DATA_REPLY";
   }
   return "unknown";
 }

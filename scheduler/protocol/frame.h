@@ -49,6 +49,8 @@ enum class MessageType : std::uint8_t {
   kQuery = 22,
   kQueryReply = 23,
   kAcknowledge = 24,  // between two links: only its header says something
+  kDataRequest = 32,  // on the data port
+  kDataReply = 33,
 };
 bool is_known(MessageType type);
 std::string_view to_string(MessageType type);

@@ -160,6 +160,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kResultAck:
     case MessageType::kControl:
     case MessageType::kQueryReply:
+    case MessageType::kDataReply:
       return false;
     case MessageType::kHello:
     case MessageType::kHeartbeat:
@@ -170,6 +171,7 @@ bool may_send(Role role, MessageType type) {
     case MessageType::kResult:
     case MessageType::kControlDone:
     case MessageType::kResync:
+    case MessageType::kDataRequest:
       return role == Role::kWorker || role == Role::kLocal;
     case MessageType::kQuery:
       return role == Role::kClient || role == Role::kAdmin || role == Role::kLocal;

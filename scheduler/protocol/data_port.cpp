@@ -1,0 +1,273 @@
+#include "scheduler/protocol/data_port.h"
+
+#include <atomic>
+#include <map>
+#include <thread>
+#include <utility>
+#include <zmq.hpp>
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "core/thread.h"
+#include "scheduler/protocol/link.h"
+
+namespace saesweep::protocol {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto kLongestPoll = 100ms;
+
+void set_options(zmq::socket_t& socket) {
+  socket.set(zmq::sockopt::linger, 0);
+  socket.set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMaxBodyBytes));
+  socket.set(zmq::sockopt::ipv6, true);
+  socket.set(zmq::sockopt::heartbeat_ivl, 5'000);
+  socket.set(zmq::sockopt::heartbeat_timeout, 15'000);
+}
+
+// False if it cannot go now.
+bool send(zmq::socket_t& socket, const std::string* peer, MessageType type,
+          const google::protobuf::MessageLite& message) {
+  const std::string body = message.SerializeAsString();
+  Header header;
+  header.type = type;
+  const auto head = encode_header(header, std::as_bytes(std::span(body)));
+  try {
+    using zmq::send_flags;
+    const auto first = send_flags::sndmore | send_flags::dontwait;
+    if (peer != nullptr && !socket.send(zmq::buffer(*peer), first)) return false;
+    if (!socket.send(zmq::buffer(head), peer == nullptr ? first : send_flags::sndmore))
+      return false;
+    return socket.send(zmq::buffer(body), send_flags::none).has_value();
+  } catch (const zmq::error_t& error) {
+    log::debug("data.send error={}", error.what());
+    return false;
+  }
+}
+
+std::vector<zmq::message_t> receive(zmq::socket_t& socket) {
+  std::vector<zmq::message_t> frames;
+  try {
+    do {
+      zmq::message_t frame;
+      if (!socket.recv(frame, zmq::recv_flags::dontwait)) return {};
+      frames.push_back(std::move(frame));
+    } while (frames.back().more());
+  } catch (const zmq::error_t& error) {
+    log::debug("data.receive error={}", error.what());
+    return {};
+  }
+  return frames;
+}
+
+bool wait_for(zmq::socket_t& socket, std::chrono::milliseconds timeout) {
+  std::vector<zmq::pollitem_t> items{{socket.handle(), 0, ZMQ_POLLIN, 0}};
+  try {
+    zmq::poll(items, timeout);
+  } catch (const zmq::error_t& error) {
+    log::debug("data.poll error={}", error.what());  // a signal
+  }
+  return (items[0].revents & ZMQ_POLLIN) != 0;
+}
+
+std::span<const std::byte> bytes_of(const zmq::message_t& message) {
+  return {static_cast<const std::byte*>(message.data()), message.size()};
+}
+
+// Header and body at the end of a message. False: these frames are no such message.
+bool read(const std::vector<zmq::message_t>& frames, std::size_t count, MessageType type,
+          google::protobuf::MessageLite& message) {
+  if (frames.size() != count) return false;
+  const auto header = decode_header(bytes_of(frames[count - 2]), bytes_of(frames[count - 1]));
+  return header && header->type == type && parse_body(frames[count - 1].to_string(), message);
+}
+
+}  // namespace
+
+DataStatus to_status(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kNotFound:
+      return DATA_STATUS_NOT_FOUND;
+    case ErrorCode::kCorrupted:
+      return DATA_STATUS_CORRUPTED;
+    case ErrorCode::kResourceExhausted:
+      return DATA_STATUS_FULL;
+    case ErrorCode::kInvalidArgument:
+      return DATA_STATUS_REFUSED;
+    default:
+      return DATA_STATUS_UNAVAILABLE;
+  }
+}
+
+ErrorCode to_error_code(DataStatus status) {
+  switch (status) {
+    case DATA_STATUS_NOT_FOUND:
+      return ErrorCode::kNotFound;
+    case DATA_STATUS_CORRUPTED:
+      return ErrorCode::kCorrupted;
+    case DATA_STATUS_FULL:
+      return ErrorCode::kResourceExhausted;
+    case DATA_STATUS_REFUSED:
+      return ErrorCode::kInvalidArgument;
+    default:
+      return ErrorCode::kUnavailable;
+  }
+}
+
+// ---- server -------------------------------------------------------------------------------------
+
+struct DataServer::State {
+  zmq::context_t context;
+  std::unique_ptr<Authenticator> doorkeeper;  // ends before the context
+  zmq::socket_t socket{context, zmq::socket_type::router};
+  std::string endpoint;
+  Answer answer;
+  std::atomic<std::uint64_t> dropped{0};
+  std::jthread thread;  // last: joins before the rest goes
+
+  void serve(const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      if (!wait_for(socket, kLongestPoll)) continue;
+      for (auto frames = receive(socket); !frames.empty(); frames = receive(socket)) hear(frames);
+    }
+  }
+  void hear(const std::vector<zmq::message_t>& frames) {
+    DataRequest request;
+    const Role role = identity_of(frames.back()).role;
+    if ((role != Role::kWorker && role != Role::kLocal) ||
+        !read(frames, 3, MessageType::kDataRequest, request)) {
+      dropped.fetch_add(1, std::memory_order_relaxed);
+      log::warn("data.garbage frames={}", frames.size());
+      return;
+    }
+    DataReply reply = answer(request);
+    reply.set_id(request.id());
+    const std::string peer = frames[0].to_string();
+    if (!send(socket, &peer, MessageType::kDataReply, reply))
+      log::debug("data.not_sent");  // it will be asked again
+  }
+};
+
+DataServer::DataServer(std::unique_ptr<State> state) : state_(std::move(state)) {}
+DataServer::DataServer(DataServer&&) noexcept = default;
+DataServer::~DataServer() = default;
+const std::string& DataServer::endpoint() const { return state_->endpoint; }
+std::uint64_t DataServer::dropped() const { return state_->dropped.load(); }
+
+Result<DataServer> DataServer::start(const std::string& endpoint, const ServerSecurity& security,
+                                     Answer answer) {
+  auto state = std::make_unique<State>();
+  state->answer = std::move(answer);
+  try {
+    SAE_TRY(state->doorkeeper, Authenticator::start(state->context, security));
+    set_options(state->socket);
+    // A reply that cannot be delivered is an error here, not a silence.
+    state->socket.set(zmq::sockopt::router_mandatory, true);
+    state->socket.set(zmq::sockopt::backlog, 1024);
+    SAE_TRY_VOID(secure_server_socket(state->socket, endpoint, security, state->doorkeeper.get()));
+    state->socket.bind(endpoint);
+    state->endpoint = state->socket.get(zmq::sockopt::last_endpoint);
+  } catch (const zmq::error_t& error) {
+    return fail(error.num() == EADDRINUSE ? ErrorCode::kUnavailable : ErrorCode::kInvalidArgument,
+                "cannot listen on {}: {}", endpoint, error.what());
+  }
+  // The socket changes hands before its thread begins, which is a full fence.
+  state->thread = run_thread(
+      "data port", [raw = state.get()](const std::stop_token& stop) { raw->serve(stop); });
+  return DataServer(std::move(state));
+}
+
+// ---- client -------------------------------------------------------------------------------------
+
+struct DataClient::State {
+  zmq::context_t context;
+  zmq::socket_t socket{context, zmq::socket_type::dealer};
+  Patience patience;
+  std::uint64_t last_id = 0;
+};
+
+DataClient::DataClient(std::unique_ptr<State> state) : state_(std::move(state)) {}
+DataClient::DataClient(DataClient&&) noexcept = default;
+DataClient::~DataClient() = default;
+
+Result<DataClient> DataClient::connect(const std::string& endpoint, const ClientSecurity& security,
+                                       Patience patience) {
+  auto state = std::make_unique<State>();
+  state->patience = patience;
+  try {
+    set_options(state->socket);
+    state->socket.set(zmq::sockopt::reconnect_ivl, 200);
+    state->socket.set(zmq::sockopt::reconnect_ivl_max, 5'000);
+    SAE_TRY_VOID(secure_client_socket(state->socket, endpoint, security));
+    state->socket.connect(endpoint);
+  } catch (const zmq::error_t& error) {
+    return fail(ErrorCode::kInvalidArgument, "cannot connect to {}: {}", endpoint, error.what());
+  }
+  return DataClient(std::move(state));
+}
+
+Result<void> DataClient::exchange(const Next& next, const Hear& hear, const std::stop_token& stop) {
+  struct Flight {
+    DataRequest request;
+    TimePoint sent;
+  };
+  const SystemClock clock;
+  std::map<std::uint64_t, Flight> flying;
+  TimePoint last_answer = clock.now();
+  bool more = true;
+  while (true) {
+    while (more && flying.size() < kPiecesInFlight) {
+      DataRequest request;
+      SAE_TRY(more, next(request));
+      if (!more) break;
+      const std::uint64_t id = ++state_->last_id;
+      request.set_id(id);
+      send(state_->socket, nullptr, MessageType::kDataRequest, request);
+      flying.emplace(id, Flight{std::move(request), clock.now()});
+    }
+    if (flying.empty()) return {};
+    if (stop.stop_requested()) return fail(ErrorCode::kUnavailable, "stopped");
+    wait_for(state_->socket,
+             std::min<std::chrono::milliseconds>(kLongestPoll, state_->patience.again));
+    for (auto frames = receive(state_->socket); !frames.empty(); frames = receive(state_->socket)) {
+      DataReply reply;
+      if (!read(frames, 2, MessageType::kDataReply, reply)) continue;
+      const auto flight = flying.find(reply.id());
+      if (flight == flying.end()) continue;  // answered before
+      last_answer = clock.now();
+      if (reply.status() != DATA_STATUS_OK)
+        return fail(to_error_code(reply.status()), "{}", reply.problem());
+      SAE_TRY_VOID(hear(flight->second.request, reply));
+      flying.erase(flight);
+    }
+    const TimePoint now = clock.now();
+    if (now - last_answer > state_->patience.give_up)
+      return fail(ErrorCode::kUnavailable, "the data port has not answered for {} s",
+                  std::chrono::duration_cast<std::chrono::seconds>(now - last_answer).count());
+    for (auto& [id, flight] : flying) {
+      if (now - flight.sent < state_->patience.again) continue;
+      send(state_->socket, nullptr, MessageType::kDataRequest, flight.request);
+      flight.sent = now;
+    }
+  }
+}
+
+Result<DataReply> DataClient::ask(DataRequest request, const std::stop_token& stop) {
+  DataReply answer;
+  bool asked = false;
+  SAE_TRY_VOID(exchange(
+      [&](DataRequest& out) -> Result<bool> {
+        if (std::exchange(asked, true)) return false;
+        out = request;
+        return true;
+      },
+      [&](const DataRequest&, const DataReply& reply) -> Result<void> {
+        answer = reply;
+        return {};
+      },
+      stop));
+  return answer;
+}
+
+}  // namespace saesweep::protocol

@@ -1,0 +1,78 @@
+#include "scheduler/service/object_server.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "scheduler/protocol/data_port.h"
+#include "storage/artifacts.h"
+
+namespace saesweep::scheduler {
+namespace {
+
+using protocol::DataReply;
+using protocol::DataRequest;
+
+Result<void> list(const storage::ObjectStore& store, const protocol::DataList& wanted,
+                  DataReply& reply) {
+  SAE_TRY(const auto files, store.list(wanted.object()));
+  for (const storage::ObjectFile& file : files) {
+    protocol::DataFile& one = *reply.add_files();
+    one.set_name(file.name);
+    one.set_bytes(file.bytes);
+    one.set_sha256(file.digest.hex());
+  }
+  return {};
+}
+
+Result<void> read(const storage::ObjectStore& store, const protocol::DataRead& wanted,
+                  DataReply& reply) {
+  SAE_TRY(*reply.mutable_data(), store.read(wanted.object(), wanted.file(), wanted.offset(),
+                                            std::min(wanted.bytes(), protocol::kPieceBytes)));
+  return {};
+}
+
+Result<void> write(storage::ObjectStore& store, const protocol::DataWrite& piece) {
+  return store.write(piece.upload(), piece.file(), piece.offset(),
+                     std::as_bytes(std::span(piece.data())));
+}
+
+Result<void> keep(storage::ObjectStore& store, const protocol::DataKeep& wanted) {
+  std::vector<storage::ObjectFile> files;
+  for (const protocol::DataFile& file : wanted.files()) {
+    SAE_TRY(const Sha256 digest, storage::parse_sha256(file.sha256()));
+    files.push_back({file.name(), file.bytes(), digest});
+  }
+  return store.keep(wanted.upload(), wanted.object(), files);
+}
+
+Result<void> act(storage::ObjectStore& store, const DataRequest& request, DataReply& reply) {
+  switch (request.what_case()) {
+    case DataRequest::kList:
+      return list(store, request.list(), reply);
+    case DataRequest::kRead:
+      return read(store, request.read(), reply);
+    case DataRequest::kWrite:
+      return write(store, request.write());
+    case DataRequest::kKeep:
+      return keep(store, request.keep());
+    case DataRequest::WHAT_NOT_SET:
+      break;
+  }
+  return fail(ErrorCode::kInvalidArgument, "a data request that asks for nothing");
+}
+
+}  // namespace
+
+DataReply answer_data_request(storage::ObjectStore& store, const DataRequest& request) {
+  DataReply reply;
+  reply.set_status(protocol::DATA_STATUS_OK);
+  if (const auto done = act(store, request, reply); !done) {
+    reply.clear_files();
+    reply.clear_data();
+    reply.set_status(protocol::to_status(done.error().code));
+    reply.set_problem(done.error().message.substr(0, 1024));
+  }
+  return reply;
+}
+
+}  // namespace saesweep::scheduler
