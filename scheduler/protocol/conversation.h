@@ -23,6 +23,11 @@ class WorkerConversation {
   explicit WorkerConversation(std::uint64_t own) : own_(own) {}
   // For our headers.
   std::uint64_t session() const { return own_ + scheduler_; }
+  // False for a session that was never heard, once one was: only WELCOME introduces a scheduler. A
+  // header has no checksum of its own, and a damaged one must not end the conversation.
+  bool knows(std::uint64_t session) const {
+    return scheduler_ == 0 || session == scheduler_ || former_.contains(session);
+  }
   Standing hear(std::uint64_t session) {
     if (session == scheduler_) return Standing::kCurrent;
     if (former_.contains(session)) return Standing::kOld;

@@ -10,6 +10,7 @@
 #include "core/log.h"
 #include "core/thread.h"
 #include "scheduler/protocol/link.h"
+#include "scheduler/protocol/link_socket.h"
 
 namespace saesweep::protocol {
 namespace {
@@ -167,7 +168,7 @@ Result<DataServer> DataServer::start(const std::string& endpoint, const ServerSe
     state->socket.set(zmq::sockopt::backlog, 1024);
     SAE_TRY_VOID(secure_server_socket(state->socket, endpoint, security, state->doorkeeper.get()));
     state->socket.bind(endpoint);
-    state->endpoint = state->socket.get(zmq::sockopt::last_endpoint);
+    state->endpoint = bound_endpoint(state->socket);
   } catch (const zmq::error_t& error) {
     return fail(error.num() == EADDRINUSE ? ErrorCode::kUnavailable : ErrorCode::kInvalidArgument,
                 "cannot listen on {}: {}", endpoint, error.what());

@@ -60,6 +60,16 @@ void set_client_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::reconnect_ivl_max, 30'000);
 }
 
+std::string bound_endpoint(const zmq::socket_t& socket) {
+  std::string endpoint = socket.get(zmq::sockopt::last_endpoint);
+  constexpr std::string_view kMapped = "tcp://[::ffff:";
+  if (endpoint.starts_with(kMapped) && endpoint.find('.') != std::string::npos) {
+    endpoint.erase(endpoint.find(']'), 1);
+    endpoint.replace(0, kMapped.size(), "tcp://");
+  }
+  return endpoint;
+}
+
 bool send_frame(zmq::socket_t& socket, const std::string* routing_id, const OutgoingFrame& frame) {
   const auto header = encode_header(frame.header, std::as_bytes(std::span(frame.body)));
   try {

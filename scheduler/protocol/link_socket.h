@@ -21,6 +21,10 @@ void set_common_options(zmq::socket_t& socket);
 void set_server_options(zmq::socket_t& socket);
 void set_client_options(zmq::socket_t& socket);
 
+// Where a socket is bound, with the port that it was given. A dual stack writes IPv4 addresses its
+// own way, which is turned back.
+std::string bound_endpoint(const zmq::socket_t& socket);
+
 // The two frames of a message, after a routing id if there is one. False if they cannot go now.
 bool send_frame(zmq::socket_t& socket, const std::string* routing_id, const OutgoingFrame& frame);
 // All frames of one message; nothing if none is there.

@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "scheduler/protocol/frame.h"
 #include "scheduler/protocol/link.h"
+#include "scheduler/protocol/link_socket.h"
 #include "scheduler/protocol/messages.pb.h"
 
 namespace saesweep::protocol {
@@ -215,9 +216,7 @@ Result<QueryServer> QueryServer::bind(const std::string& endpoint, const ServerS
   }
 }
 
-std::string QueryServer::endpoint() const {
-  return state_->socket.get(zmq::sockopt::last_endpoint);
-}
+std::string QueryServer::endpoint() const { return bound_endpoint(state_->socket); }
 void* QueryServer::handle() const { return state_->socket.handle(); }
 
 std::vector<HeardQuery> QueryServer::take() {

@@ -185,16 +185,7 @@ Result<SchedulerLink> SchedulerLink::bind(const std::string& endpoint,
   return SchedulerLink(std::move(state));
 }
 
-std::string SchedulerLink::endpoint() const {
-  std::string endpoint = state_->socket.get(zmq::sockopt::last_endpoint);
-  // A dual stack writes IPv4 addresses its own way.
-  constexpr std::string_view kMapped = "tcp://[::ffff:";
-  if (endpoint.starts_with(kMapped) && endpoint.find('.') != std::string::npos) {
-    endpoint.erase(endpoint.find(']'), 1);
-    endpoint.replace(0, kMapped.size(), "tcp://");
-  }
-  return endpoint;
-}
+std::string SchedulerLink::endpoint() const { return bound_endpoint(state_->socket); }
 
 Result<void> SchedulerLink::send(const std::string& to, MessageType type,
                                  const google::protobuf::MessageLite& body, bool reliable) {

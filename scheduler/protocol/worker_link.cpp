@@ -163,6 +163,7 @@ struct WorkerLink::State {
 
   // False for a frame of a scheduler that is gone.
   bool belongs(const Header& header) {
+    if (!conversation.knows(header.session) && header.type != MessageType::kWelcome) return false;
     const Standing standing = conversation.hear(header.session);
     if (standing == Standing::kNew)
       peer.begin_anew(conversation.session());

@@ -188,7 +188,7 @@ TEST_F(Asking, WhoWatchesHearsWhatHappenedSinceTheLastTime) {
 
 TEST_F(Asking, OnAFullDiskItIsReadOnlyAndGoesOnWhenThereIsRoom) {
   fs::create_directories(state);
-  if (::mount("tmpfs", state.c_str(), "tmpfs", 0, "size=8m") != 0)
+  if (::mount("tmpfs", state.c_str(), "tmpfs", 0, "size=32m") != 0)
     GTEST_SKIP() << "may not mount a small disk";
   {
     const auto life = begin();
@@ -197,10 +197,12 @@ TEST_F(Asking, OnAFullDiskItIsReadOnlyAndGoesOnWhenThereIsRoom) {
     const auto filler = [&] { return state / fmt::format("filler-{}", files); };
     while (write_file_atomically(filler(), std::string(std::size_t{16} << 10, 'x'))) ++files;
     ASSERT_GT(files, 0);
-    // More than the journal's last block holds.
+    // More than the room that the journal's log had set aside.
     std::vector<std::uint64_t> ks;
     for (std::uint64_t k = 1; k <= 63; ++k) ks.push_back(k);
-    const std::string payload = to_payload(to_submission(plan_of(ks, "large")));
+    sweeps::SweepPlan large = plan_of(ks, "large");
+    large.effective_yaml += "# " + std::string(std::size_t{3} << 20, 'x') + "\n";
+    const std::string payload = to_payload(to_submission(large));
     const auto withheld = client.ask({.verb = "submit", .key = "l", .payload = payload}, 5s);
     EXPECT_FALSE(withheld);
     const Json status = ask("status").value();
