@@ -27,41 +27,6 @@ void set_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::heartbeat_timeout, 15'000);
 }
 
-// False if it cannot go now.
-bool send(zmq::socket_t& socket, const std::string* peer, MessageType type,
-          const google::protobuf::MessageLite& message) {
-  const std::string body = message.SerializeAsString();
-  Header header;
-  header.type = type;
-  const auto head = encode_header(header, std::as_bytes(std::span(body)));
-  try {
-    using zmq::send_flags;
-    const auto first = send_flags::sndmore | send_flags::dontwait;
-    if (peer != nullptr && !socket.send(zmq::buffer(*peer), first)) return false;
-    if (!socket.send(zmq::buffer(head), peer == nullptr ? first : send_flags::sndmore))
-      return false;
-    return socket.send(zmq::buffer(body), send_flags::none).has_value();
-  } catch (const zmq::error_t& error) {
-    log::debug("data.send error={}", error.what());
-    return false;
-  }
-}
-
-std::vector<zmq::message_t> receive(zmq::socket_t& socket) {
-  std::vector<zmq::message_t> frames;
-  try {
-    do {
-      zmq::message_t frame;
-      if (!socket.recv(frame, zmq::recv_flags::dontwait)) return {};
-      frames.push_back(std::move(frame));
-    } while (frames.back().more());
-  } catch (const zmq::error_t& error) {
-    log::debug("data.receive error={}", error.what());
-    return {};
-  }
-  return frames;
-}
-
 bool wait_for(zmq::socket_t& socket, std::chrono::milliseconds timeout) {
   std::vector<zmq::pollitem_t> items{{socket.handle(), 0, ZMQ_POLLIN, 0}};
   try {
@@ -70,18 +35,6 @@ bool wait_for(zmq::socket_t& socket, std::chrono::milliseconds timeout) {
     log::debug("data.poll error={}", error.what());  // a signal
   }
   return (items[0].revents & ZMQ_POLLIN) != 0;
-}
-
-std::span<const std::byte> bytes_of(const zmq::message_t& message) {
-  return {static_cast<const std::byte*>(message.data()), message.size()};
-}
-
-// Header and body at the end of a message. False: these frames are no such message.
-bool read(const std::vector<zmq::message_t>& frames, std::size_t count, MessageType type,
-          google::protobuf::MessageLite& message) {
-  if (frames.size() != count) return false;
-  const auto header = decode_header(bytes_of(frames[count - 2]), bytes_of(frames[count - 1]));
-  return header && header->type == type && parse_body(frames[count - 1].to_string(), message);
 }
 
 }  // namespace
@@ -130,14 +83,15 @@ struct DataServer::State {
   void serve(const std::stop_token& stop) {
     while (!stop.stop_requested()) {
       if (!wait_for(socket, kLongestPoll)) continue;
-      for (auto frames = receive(socket); !frames.empty(); frames = receive(socket)) hear(frames);
+      for (auto frames = receive_frames(socket); !frames.empty(); frames = receive_frames(socket))
+        hear(frames);
     }
   }
   void hear(const std::vector<zmq::message_t>& frames) {
     DataRequest request;
     const Role role = identity_of(frames.back()).role;
     if ((role != Role::kWorker && role != Role::kLocal) ||
-        !read(frames, 3, MessageType::kDataRequest, request)) {
+        !read_message(frames, 3, MessageType::kDataRequest, request)) {
       dropped.fetch_add(1, std::memory_order_relaxed);
       log::warn("data.garbage frames={}", frames.size());
       return;
@@ -145,7 +99,7 @@ struct DataServer::State {
     DataReply reply = answer(request);
     reply.set_id(request.id());
     const std::string peer = frames[0].to_string();
-    if (!send(socket, &peer, MessageType::kDataReply, reply))
+    if (!send_message(socket, &peer, MessageType::kDataReply, reply))
       log::debug("data.not_sent");  // it will be asked again
   }
 };
@@ -224,16 +178,17 @@ Result<void> DataClient::exchange(const Next& next, const Hear& hear, const std:
       if (!more) break;
       const std::uint64_t id = ++state_->last_id;
       request.set_id(id);
-      send(state_->socket, nullptr, MessageType::kDataRequest, request);
+      send_message(state_->socket, nullptr, MessageType::kDataRequest, request);
       flying.emplace(id, Flight{std::move(request), clock.now()});
     }
     if (flying.empty()) return {};
     if (stop.stop_requested()) return fail(ErrorCode::kUnavailable, "stopped");
     wait_for(state_->socket,
              std::min<std::chrono::milliseconds>(kLongestPoll, state_->patience.again));
-    for (auto frames = receive(state_->socket); !frames.empty(); frames = receive(state_->socket)) {
+    for (auto frames = receive_frames(state_->socket); !frames.empty();
+         frames = receive_frames(state_->socket)) {
       DataReply reply;
-      if (!read(frames, 2, MessageType::kDataReply, reply)) continue;
+      if (!read_message(frames, 2, MessageType::kDataReply, reply)) continue;
       const auto flight = flying.find(reply.id());
       if (flight == flying.end()) continue;  // answered before
       last_answer = clock.now();
@@ -248,7 +203,7 @@ Result<void> DataClient::exchange(const Next& next, const Hear& hear, const std:
                   std::chrono::duration_cast<std::chrono::seconds>(now - last_answer).count());
     for (auto& [id, flight] : flying) {
       if (now - flight.sent < state_->patience.again) continue;
-      send(state_->socket, nullptr, MessageType::kDataRequest, flight.request);
+      send_message(state_->socket, nullptr, MessageType::kDataRequest, flight.request);
       flight.sent = now;
     }
   }

@@ -60,6 +60,21 @@ void set_client_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::reconnect_ivl_max, 30'000);
 }
 
+bool send_message(zmq::socket_t& socket, const std::string* routing_id, MessageType type,
+                  const google::protobuf::MessageLite& message) {
+  OutgoingFrame frame;
+  frame.header.type = type;
+  frame.body = message.SerializeAsString();
+  return send_frame(socket, routing_id, frame);
+}
+
+bool read_message(const std::vector<zmq::message_t>& frames, std::size_t count, MessageType type,
+                  google::protobuf::MessageLite& message) {
+  if (frames.size() != count) return false;
+  const auto header = decode_header(bytes_of(frames[count - 2]), bytes_of(frames[count - 1]));
+  return header && header->type == type && parse_body(frames[count - 1].to_string(), message);
+}
+
 std::string bound_endpoint(const zmq::socket_t& socket) {
   std::string endpoint = socket.get(zmq::sockopt::last_endpoint);
   constexpr std::string_view kMapped = "tcp://[::ffff:";

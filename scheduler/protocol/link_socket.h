@@ -12,6 +12,10 @@
 #include "core/clock.h"
 #include "scheduler/protocol/reliable.h"
 
+namespace google::protobuf {
+class MessageLite;
+}
+
 namespace saesweep::protocol {
 
 inline constexpr std::size_t kSessionBytes = 8;
@@ -30,6 +34,13 @@ bool send_frame(zmq::socket_t& socket, const std::string* routing_id, const Outg
 // All frames of one message; nothing if none is there.
 std::vector<zmq::message_t> receive_frames(zmq::socket_t& socket);
 std::span<const std::byte> bytes_of(const zmq::message_t& message);
+
+// For planes without the reliable layer. False if it cannot go now: whoever waits asks again.
+bool send_message(zmq::socket_t& socket, const std::string* routing_id, MessageType type,
+                  const google::protobuf::MessageLite& message);
+// From the last two of `count` frames. False: they are no message of this type.
+bool read_message(const std::vector<zmq::message_t>& frames, std::size_t count, MessageType type,
+                  google::protobuf::MessageLite& message);
 
 // Random and never reused; the first byte is not zero (such routing ids are ZeroMQ's).
 std::string new_session();

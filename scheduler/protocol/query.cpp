@@ -54,53 +54,6 @@ void set_options(zmq::socket_t& socket) {
   socket.set(zmq::sockopt::heartbeat_ttl, 20'000);
 }
 
-// False if it cannot go now; whoever waits for it asks again.
-bool send_message(zmq::socket_t& socket, const std::string& peer, MessageType type,
-                  const google::protobuf::MessageLite& message) {
-  const std::string body = message.SerializeAsString();
-  const auto header = encode_header({.type = type}, std::as_bytes(std::span(body)));
-  using zmq::send_flags;
-  try {
-    if (!peer.empty() &&
-        !socket.send(zmq::buffer(peer), send_flags::sndmore | send_flags::dontwait))
-      return false;
-    const auto first =
-        peer.empty() ? send_flags::sndmore | send_flags::dontwait : send_flags::sndmore;
-    return socket.send(zmq::buffer(header), first) &&
-           socket.send(zmq::buffer(body), send_flags::none);
-  } catch (const zmq::error_t& error) {
-    log::debug("query.send error={}", error.what());
-    return false;
-  }
-}
-
-// The frames of the next message that is here; none: nothing is.
-std::vector<zmq::message_t> next_message(zmq::socket_t& socket) {
-  std::vector<zmq::message_t> frames;
-  try {
-    do {
-      zmq::message_t frame;
-      if (!socket.recv(frame, zmq::recv_flags::dontwait)) return {};
-      frames.push_back(std::move(frame));
-    } while (frames.back().more());
-  } catch (const zmq::error_t& error) {
-    log::debug("query.receive error={}", error.what());
-    return {};
-  }
-  return frames;
-}
-
-// The body in the last two of `count` frames, if they are a message of this type.
-bool decode(const std::vector<zmq::message_t>& frames, std::size_t count, MessageType type,
-            google::protobuf::MessageLite& message) {
-  if (frames.size() != count) return false;
-  const auto bytes = [](const zmq::message_t& frame) {
-    return std::span(static_cast<const std::byte*>(frame.data()), frame.size());
-  };
-  const auto header = decode_header(bytes(frames[count - 2]), bytes(frames[count - 1]));
-  return header && header->type == type && parse_body(frames[count - 1].to_string(), message);
-}
-
 }  // namespace
 
 std::string_view code_word(ErrorCode code) {
@@ -141,7 +94,7 @@ struct QueryServer::State {
       piece.set_body_bytes(body.size());
       if (asker.at_link)
         over_link(asker.peer, piece);
-      else if (!send_message(socket, asker.peer, MessageType::kQueryReply, piece))
+      else if (!send_message(socket, &asker.peer, MessageType::kQueryReply, piece))
         return;
       offset += kPieceBytes;
     } while (offset < body.size());
@@ -222,10 +175,10 @@ void* QueryServer::handle() const { return state_->socket.handle(); }
 std::vector<HeardQuery> QueryServer::take() {
   std::vector<HeardQuery> heard;
   while (true) {
-    const auto frames = next_message(state_->socket);
+    const auto frames = receive_frames(state_->socket);
     if (frames.empty()) return heard;
     Query query;
-    if (!decode(frames, 3, MessageType::kQuery, query)) {
+    if (!read_message(frames, 3, MessageType::kQuery, query)) {
       log::warn("query.garbage frames={}", frames.size());
       continue;
     }
@@ -278,7 +231,7 @@ struct QueryClient::State {
       const auto piece = question.payload.substr(offset, QueryServer::kPieceBytes);
       query.set_piece(piece.data(), piece.size());
       query.set_offset(offset);
-      if (!send_message(socket, "", MessageType::kQuery, query)) return;
+      if (!send_message(socket, nullptr, MessageType::kQuery, query)) return;
       query.clear_body();
       offset += QueryServer::kPieceBytes;
     } while (offset < question.payload.size());
@@ -330,10 +283,10 @@ Result<Json> QueryClient::ask(const Question& question, milliseconds patience) {
       log::debug("query.poll error={}", error.what());  // a signal
     }
     while (true) {
-      const auto frames = next_message(state_->socket);
+      const auto frames = receive_frames(state_->socket);
       if (frames.empty()) break;
       QueryReply reply;
-      if (!decode(frames, 2, MessageType::kQueryReply, reply) || reply.id() != id) continue;
+      if (!read_message(frames, 2, MessageType::kQueryReply, reply) || reply.id() != id) continue;
       if (reply.offset() == 0) body.clear();
       if (reply.offset() != body.size()) continue;
       body += reply.piece();
