@@ -529,6 +529,7 @@ struct Agent::State {
       if (slot.more) patience = 0ms;
     }
     const auto polled = link.poll(patience, descriptors);
+    if (polled.refused) begin_stop(AgentEnd::kNotAuthorised, polled.refused);
     const auto is_readable = [&](int descriptor) {
       return std::find(polled.readable.begin(), polled.readable.end(), descriptor) !=
              polled.readable.end();
