@@ -14,6 +14,7 @@
 #include "scheduler/service/executor_logs.h"
 #include "scheduler/service/journal_tools.h"
 #include "scheduler/service/query_desk.h"
+#include "scheduler/service/reply_batch.h"
 #include "scheduler/service/row_feed.h"
 #include "scheduler/service/state_directory.h"
 #include "scheduler/service/state_store.h"
@@ -140,7 +141,7 @@ struct SchedulerService::State {
     SAE_TRY_VOID(store.commit());
     if (link) {
       link->confirm();
-      for (Reply& reply : replies) send(reply);
+      for (Reply& reply : put_together(std::move(replies))) send(reply);
     }
     replies.clear();
     const std::vector<std::string> now_finished = std::move(finished);

@@ -39,6 +39,7 @@ void Outbox::say_result(protocol::TaskResult result) {
 
 void Outbox::acknowledge(const protocol::ResultAck& ack) {
   results_.erase({ack.task(), ack.fence()});
+  for (const protocol::ResultAck& other : ack.more()) results_.erase({other.task(), other.fence()});
 }
 
 void Outbox::repeat_results() {
