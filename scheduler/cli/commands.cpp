@@ -1,9 +1,10 @@
-// saesweep cancel, pause, resume, retry, drain: a person's word to the scheduler.
+// saesweep cancel, pause, resume, retry, priority, drain: a person's word to the scheduler.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +21,8 @@ struct CommandFlags {
   AskFlags scheduler;
   std::string verb, sweep, worker;
   std::vector<std::string> words;  // trials, or one name of a sweep
+  std::optional<int> priority;
+  std::optional<double> weight;
   bool failed = false, undo = false, json = false;
 };
 
@@ -135,6 +138,36 @@ Action add_retry(CLI::App& program, const GlobalFlags&) {
   saesweep retry last --failed
   saesweep retry id:3fa9 --sweep othello-widths
 )");
+}
+
+Action add_priority(CLI::App& program, const GlobalFlags&) {
+  CLI::App* verb =
+      program.add_subcommand("priority", "Which sweep goes first, and whose share is larger");
+  const auto flags = std::make_shared<CommandFlags>();
+  flags->verb = "priority";
+  verb->add_option("SWEEP", flags->sweep, "Its name, or last")->required();
+  verb->add_option("NUMBER", flags->priority,
+                   "-100 to 100: the higher goes first, whatever the shares (0 at first)");
+  verb->add_option("--weight", flags->weight,
+                   "Of its share among sweeps of one priority (1 at first)");
+  add_ask_flags(*verb, flags->scheduler);
+  verb->add_flag("--json", flags->json, "For machines");
+  verb->footer(R"(Examples:
+  saesweep priority othello-widths 10
+  saesweep priority othello-widths --weight 3
+
+What runs is not interrupted: the next free slots go by it.
+)");
+  return [flags] {
+    Json body{{"sweep", flags->sweep}};
+    if (flags->priority) body["priority"] = *flags->priority;
+    if (flags->weight) body["weight"] = *flags->weight;
+    if (body.size() == 1) {
+      fmt::print(stderr, "saesweep priority: which? a number or --weight would be right\n");
+      return static_cast<int>(kExitMisuse);
+    }
+    return wish(*flags, "priority", std::move(body));
+  };
 }
 
 Action add_drain(CLI::App& program, const GlobalFlags&) {

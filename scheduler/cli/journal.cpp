@@ -1,9 +1,11 @@
-// saesweep journal: the scheduler's memory, checked, exported, backed up.
+// saesweep journal: the scheduler's memory, checked, exported, imported, backed up.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
+#include <iostream>
 #include <memory>
 #include <string>
 
@@ -21,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct JournalFlags {
-  std::string state = "./saesweep-data";
+  std::string state = "./saesweep-data", file = "-";
   bool json = false;
   fs::path directory() const { return fs::absolute(state).lexically_normal(); }
 };
@@ -50,6 +52,36 @@ int export_rows(const JournalFlags& flags) {
   return std::fflush(stdout) == 0 ? kExitDone : kExitTryLater;
 }
 
+int import_rows(const JournalFlags& flags) {
+  const std::string name = flags.file == "-" ? "stdin" : flags.file;
+  std::ifstream file;
+  if (flags.file != "-") file.open(flags.file);
+  std::istream& input = flags.file == "-" ? std::cin : file;
+  if (!input)
+    return complain("journal import",
+                    {ErrorCode::kInvalidArgument, fmt::format("{} cannot be read", name)});
+  scheduler::JournalImport import;
+  std::string line;
+  for (std::uint64_t number = 1; std::getline(input, line); ++number) {
+    if (line.empty()) continue;
+    if (const auto taken = import.take(line); !taken)
+      return complain("journal import",
+                      {taken.error().code,
+                       fmt::format("{}:{}: {}", name, number, printable(taken.error().message))});
+  }
+  if (const auto fits = import.check(); !fits)
+    return complain(
+        "journal import",
+        {fits.error().code, fmt::format("{}: {}", name, printable(fits.error().message))});
+  const auto rows = import.write(flags.directory());
+  if (!rows) return complain("journal import", rows.error());
+  if (flags.json)
+    fmt::print("{}", pretty_json({{"schema", 1}, {"rows", *rows}}));
+  else
+    fmt::print("{} rows\n", *rows);
+  return kExitDone;
+}
+
 int backup(const JournalFlags& flags) {
   std::string to;
   if (const auto living = scheduler::living_endpoint(flags.directory());
@@ -76,8 +108,8 @@ int backup(const JournalFlags& flags) {
 }  // namespace
 
 Action add_journal(CLI::App& program, const GlobalFlags&) {
-  CLI::App* verb =
-      program.add_subcommand("journal", "Check, export or back up a state directory's journal");
+  CLI::App* verb = program.add_subcommand(
+      "journal", "Check, export, import or back up a state directory's journal");
   const auto flags = std::make_shared<JournalFlags>();
   const auto chosen = std::make_shared<int (*)(const JournalFlags&)>(nullptr);
   struct Act {
@@ -85,22 +117,28 @@ Action add_journal(CLI::App& program, const GlobalFlags&) {
     const char* does;
     int (*act)(const JournalFlags&);
   };
-  for (const Act& one : {Act{"verify", "Fold the events and compare with what is stored", verify},
-                         Act{"export", "Every row as a line of JSON to stdout", export_rows},
-                         Act{"backup", "Copy it to STATE/backups/", backup}}) {
+  for (const Act& one :
+       {Act{"verify", "Fold the events and compare with what is stored", verify},
+        Act{"export", "Every row as a line of JSON to stdout", export_rows},
+        Act{"import", "Rows that export wrote become the journal of a new state", import_rows},
+        Act{"backup", "Copy it to STATE/backups/", backup}}) {
     CLI::App* sub = verb->add_subcommand(one.name, one.does);
     sub->add_option("--state", flags->state, "Of run or serve (default ./saesweep-data)")
         ->type_name("DIR");
     sub->add_flag("--json", flags->json, "For machines");
+    if (one.act == import_rows)
+      sub->add_option("FILE", flags->file, "What export wrote (default -: stdin)");
     sub->callback([chosen, act = one.act] { *chosen = act; });
   }
   verb->require_subcommand(1);
   verb->footer(R"(Examples:
   saesweep journal verify --state /data/lab
   saesweep journal export | jq 'select(.family == "event")'
+  saesweep journal export > rows.jsonl; saesweep journal import rows.jsonl --state /data/new
   saesweep journal backup
 
-All three work beside a scheduler that serves. verify exits with 1 if something differs.
+An import has no files: copy STATE/artifacts and STATE/trials beside it, or what is missing is done
+again when its sweep is submitted. verify, export and backup work beside a scheduler that serves. verify exits with 1 if something differs.
 )");
   return [flags, chosen] { return (*chosen)(*flags); };
 }

@@ -32,30 +32,20 @@ struct VerbEntry {
   std::string_view name;
   Action (*add)(CLI::App&, const GlobalFlags&);
 };
-constexpr std::array kVerbs{VerbEntry{"run", add_run},
-                            VerbEntry{"serve", add_serve},
-                            VerbEntry{"worker", add_worker},
-                            VerbEntry{"submit", add_submit},
-                            VerbEntry{"status", add_status},
-                            VerbEntry{"watch", add_watch},
-                            VerbEntry{"top", add_top},
-                            VerbEntry{"workers", add_workers},
-                            VerbEntry{"explain", add_explain},
-                            VerbEntry{"logs", add_logs},
-                            VerbEntry{"cancel", add_cancel},
-                            VerbEntry{"pause", add_pause},
-                            VerbEntry{"resume", add_resume},
-                            VerbEntry{"retry", add_retry},
-                            VerbEntry{"drain", add_drain},
-                            VerbEntry{"validate", add_validate},
-                            VerbEntry{"leaderboard", add_leaderboard},
-                            VerbEntry{"export", add_export},
-                            VerbEntry{"journal", add_journal},
-                            VerbEntry{"keys", add_keys},
-                            VerbEntry{"bench", add_bench},
-                            VerbEntry{"doctor", add_doctor},
-                            VerbEntry{"completion", add_completion},
-                            VerbEntry{"version", add_version}};
+constexpr std::array kVerbs{
+    VerbEntry{"run", add_run},           VerbEntry{"serve", add_serve},
+    VerbEntry{"worker", add_worker},     VerbEntry{"submit", add_submit},
+    VerbEntry{"status", add_status},     VerbEntry{"watch", add_watch},
+    VerbEntry{"top", add_top},           VerbEntry{"workers", add_workers},
+    VerbEntry{"explain", add_explain},   VerbEntry{"logs", add_logs},
+    VerbEntry{"cancel", add_cancel},     VerbEntry{"pause", add_pause},
+    VerbEntry{"resume", add_resume},     VerbEntry{"retry", add_retry},
+    VerbEntry{"priority", add_priority}, VerbEntry{"drain", add_drain},
+    VerbEntry{"validate", add_validate}, VerbEntry{"leaderboard", add_leaderboard},
+    VerbEntry{"export", add_export},     VerbEntry{"journal", add_journal},
+    VerbEntry{"keys", add_keys},         VerbEntry{"bench", add_bench},
+    VerbEntry{"doctor", add_doctor},     VerbEntry{"completion", add_completion},
+    VerbEntry{"version", add_version}};
 constexpr std::array<std::string_view, 5> kLogLevels{"debug", "info", "warn", "error", "off"};
 
 // The first argument that is neither a flag nor the value of a global one.

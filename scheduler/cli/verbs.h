@@ -31,6 +31,7 @@ Action add_cancel(CLI::App& program, const GlobalFlags& globals);
 Action add_pause(CLI::App& program, const GlobalFlags& globals);
 Action add_resume(CLI::App& program, const GlobalFlags& globals);
 Action add_retry(CLI::App& program, const GlobalFlags& globals);
+Action add_priority(CLI::App& program, const GlobalFlags& globals);
 Action add_drain(CLI::App& program, const GlobalFlags& globals);
 Action add_journal(CLI::App& program, const GlobalFlags& globals);
 Action add_completion(CLI::App& program, const GlobalFlags& globals);

@@ -16,4 +16,13 @@ Result<std::string> message_json(const google::protobuf::Message& message) {
   return text;
 }
 
+Result<void> parse_message_json(std::string_view text, google::protobuf::Message& message) {
+  const auto status = google::protobuf::util::JsonStringToMessage(
+      {text.data(), static_cast<std::size_t>(text.size())}, &message);
+  if (!status.ok())
+    return fail(ErrorCode::kInvalidArgument, "no {}: {}", message.GetTypeName(),
+                std::string(status.message()));
+  return {};
+}
+
 }  // namespace saesweep::protocol

@@ -3,11 +3,18 @@
 #include <fmt/chrono.h>
 
 #include <chrono>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "core/check.h"
 #include "core/files.h"
 #include "core/json.h"
 #include "scheduler/protocol/message_json.h"
 #include "scheduler/service/state_store.h"
+#include "scheduler/service/submission.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -32,6 +39,13 @@ constexpr Family kFamilies[] = {{"meta", value_json<journal::Meta>},
                                 {"run", value_json<journal::Run>},
                                 {"event", value_json<journal::Event>}};
 
+constexpr std::size_t kMostLineBytes = std::size_t{1} << 30;
+constexpr std::size_t kRowsOfABatch = 10'000;
+
+tl::unexpected<Error> wrong(const std::string& what) {
+  return fail(ErrorCode::kInvalidArgument, "{}", what);
+}
+
 }  // namespace
 
 Result<std::uint64_t> export_journal(const fs::path& journal,
@@ -54,8 +68,155 @@ Result<std::uint64_t> export_journal(const fs::path& journal,
       return goes_on;
     }));
     if (!readable) return fail(readable.error());
-    if (!goes_on) break;
+    if (!goes_on) return rows;
   }
+  (void)line(fmt::format(R"({{"schema":1,"family":"end","key":"rows","value":{}}})", rows));
+  return rows;
+}
+
+// ---- import -------------------------------------------------------------------------------------
+
+struct JournalImport::State {
+  std::optional<journal::Meta> meta;
+  SweepState objects;
+  std::map<std::string, journal::Task> tasks;
+  std::map<std::string, std::map<std::string, std::string>> rows;  // by family and key
+  std::uint64_t taken = 0;
+  std::optional<Json> said;  // at the end: how many rows there were
+  bool checked = false;
+
+  // The key under which the state store keeps an object, from what it says of itself.
+  static std::string key_of(const journal::Meta&) { return "state"; }
+  static std::string key_of(const journal::Sweep& sweep) { return sweep.name(); }
+  static std::string key_of(const journal::Task& task) { return task.spec().id(); }
+  static std::string key_of(const journal::Run& run) { return fmt::format("{:016x}", run.id()); }
+  static std::string key_of(const journal::Event& event) {
+    return fmt::format("{:016x}", event.sequence());
+  }
+
+  void load(journal::Meta read) {
+    meta = read;
+    objects.load(std::move(read));
+  }
+  void load(journal::Sweep read) { objects.load(std::move(read)); }
+  void load(journal::Task read) {
+    tasks[read.spec().id()] = read;
+    objects.load(std::move(read));
+  }
+  void load(journal::Run read) { objects.load(std::move(read)); }
+  void load(const journal::Event&) {}
+
+  template <class Object>
+  Result<void> take(const std::string& family, const std::string& key, const std::string& value) {
+    Object object;
+    SAE_TRY_VOID(protocol::parse_message_json(value, object));
+    if (key_of(object) != key)
+      return wrong(
+          fmt::format("the {} '{}' stands under the key '{}'", family, key_of(object), key));
+    if (!rows[family].emplace(key, object.SerializeAsString()).second)
+      return wrong(fmt::format("the {} '{}' is there twice", family, key));
+    ++taken;
+    load(std::move(object));
+    return {};
+  }
+
+  // Names, folders and references are those that a submission may have.
+  Result<void> check_sweeps() const {
+    std::map<std::uint64_t, const journal::TaskSpec*> in_order;
+    for (const auto& [id, task] : tasks)
+      if (!in_order.emplace(task.order(), &task.spec()).second)
+        return wrong(fmt::format("{} is not alone at its place", id));
+    for (const auto& [name, sweep] : objects.sweeps()) {
+      Submission submission{.sweep = sweep, .tasks = {}, .lost = {}};
+      for (const auto& [order, spec] : in_order) submission.tasks.push_back(*spec);
+      if (auto fits = check_submission(submission); !fits)
+        return wrong(fmt::format("sweep {}: {}", name, fits.error().message));
+    }
+    return {};
+  }
+};
+
+JournalImport::JournalImport() : state_(std::make_unique<State>()) {}
+JournalImport::JournalImport(JournalImport&&) noexcept = default;
+JournalImport::~JournalImport() = default;
+
+Result<void> JournalImport::take(std::string_view line) {
+  state_->checked = false;
+  auto row = parse_json(line, 64, kMostLineBytes);
+  if (!row) return fail(row.error());
+  const auto text = [&](const char* name) {
+    const auto found = row->find(name);
+    return found != row->end() && found->is_string() ? found->get<std::string>() : std::string();
+  };
+  if (!row->is_object() || row->value("schema", Json()) != 1 || !row->contains("value"))
+    return wrong("no row of saesweep journal export");
+  const std::string family = text("family"), key = text("key"), value = row->at("value").dump();
+  if (state_->said) return wrong("a row after the last");
+  if (family == "end") {
+    state_->said = row->at("value");
+    return {};
+  }
+  if (family == "meta") return state_->take<journal::Meta>(family, key, value);
+  if (family == "sweep") return state_->take<journal::Sweep>(family, key, value);
+  if (family == "task") return state_->take<journal::Task>(family, key, value);
+  if (family == "run") return state_->take<journal::Run>(family, key, value);
+  if (family == "event") return state_->take<journal::Event>(family, key, value);
+  return wrong(
+      fmt::format("the family '{}'; meta, sweep, task, run or event would be right", family));
+}
+
+Result<void> JournalImport::check() {
+  if (!state_->said || *state_->said != state_->taken)
+    return wrong(fmt::format("{} rows, and the last line does not say so: the export is not whole",
+                             state_->taken));
+  if (!state_->meta) return wrong("there is no row of the family meta");
+  // Keys are numbers of one width, so the last is the highest.
+  const auto& events = state_->rows["event"];
+  const std::uint64_t last = state_->meta->last_event();
+  const auto is_at = [](const auto& entry, std::uint64_t number) {
+    return entry->first == fmt::format("{:016x}", number);
+  };
+  if (events.size() != last ||
+      (last > 0 && !(is_at(events.begin(), 1) && is_at(events.rbegin(), last))))
+    return wrong(fmt::format("{} events; 1 to {} would be right", events.size(), last));
+  state_->objects.settle_indexes();
+  if (const std::string broken = state_->objects.broken_invariant(); !broken.empty())
+    return wrong(broken);
+  SAE_TRY_VOID(state_->check_sweeps());
+  state_->checked = true;
+  return {};
+}
+
+Result<std::uint64_t> JournalImport::write(const fs::path& state_directory) {
+  SAE_CHECK(state_->checked, "an import is written that was not checked");
+  const fs::path journal = state_directory / "journal",
+                 scratch = state_directory / "journal.import";
+  std::error_code ignored;
+  if (fs::exists(journal, ignored))
+    return wrong(fmt::format("{} is there already; a state directory without one would be right",
+                             journal.string()));
+  SAE_TRY_VOID(make_directories(state_directory));
+  fs::remove_all(scratch, ignored);  // of an import that did not end
+  std::uint64_t rows = 0;
+  {
+    SAE_TRY(storage::Journal opened, open_journal(scratch, StateStore::Mode::kWrite));
+    std::vector<storage::JournalWrite> batch;
+    const auto commit = [&]() -> Result<void> {
+      rows += batch.size();
+      SAE_TRY_VOID(opened.commit(batch));
+      batch.clear();
+      return {};
+    };
+    for (const auto& [family, of_family] : state_->rows)
+      for (const auto& [key, value] : of_family) {
+        batch.push_back({family, key, value});
+        if (batch.size() == kRowsOfABatch) SAE_TRY_VOID(commit());
+      }
+    SAE_TRY_VOID(commit());
+  }
+  fs::rename(scratch, journal, ignored);
+  if (ignored) return fail(ErrorCode::kUnavailable, "{}: {}", journal.string(), ignored.message());
+  SAE_TRY_VOID(sync_directory(state_directory));
   return rows;
 }
 

@@ -250,8 +250,10 @@ Result<Submission> parse_submission(std::string_view payload) {
   submission.sweep.clear_started();
   submission.sweep.clear_ended();
   submission.sweep.clear_active();
-  SAE_TRY_VOID(Checker(submission).check());
+  SAE_TRY_VOID(check_submission(submission));
   return submission;
 }
+
+Result<void> check_submission(const Submission& submission) { return Checker(submission).check(); }
 
 }  // namespace saesweep::scheduler

@@ -19,5 +19,7 @@ std::string to_payload(const Submission& submission);
 // Everything that later code relies on is checked: names, identities, references, folders.
 // Errors: kInvalidArgument, saying what is wrong.
 Result<Submission> parse_submission(std::string_view payload);
+// The same of one that is taken apart already.
+Result<void> check_submission(const Submission& submission);
 
 }  // namespace saesweep::scheduler

@@ -2,12 +2,13 @@
 #include <gtest/gtest.h>
 
 #include "tests/sim/cluster.h"
+#include "tests/support/sanitizers.h"
 
 namespace saesweep::sim {
 namespace {
 
 constexpr int kPrograms = 8;
-constexpr std::uint64_t kSeedsOfEach = 25;
+constexpr std::uint64_t kSeedsOfEach = test::kSanitized ? 2 : 25;
 
 class Clusters : public testing::TestWithParam<int> {};
 

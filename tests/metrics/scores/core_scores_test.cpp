@@ -226,7 +226,7 @@ TEST(CoreScoresTest, IntervalsComeFromLeavingBlocksOfDocumentsOut) {
     sums.documents[i].l0 = values[i];
   }
   for (const double each : values) squares += (each - mean) * (each - mean);
-  const Score& score = core_scores(sums, 1).at("core.l0");
+  const Score score = core_scores(sums, 1).at("core.l0");
   EXPECT_NEAR(*score.high - score.value, 2.039513446396 * std::sqrt(squares / 31 / 32), 1e-9);
   // Seven documents are too few; token counts are not sampled.
   CoreSums few(7, 1, 1);

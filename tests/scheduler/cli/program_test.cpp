@@ -14,6 +14,7 @@
 
 #include "core/files.h"
 #include "tests/support/json_schema_check.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/temp_dir.h"
 
 namespace saesweep::test {
@@ -25,10 +26,11 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::StartsWith;
 
-constexpr const char* kVerbs[] = {
-    "run",     "serve",   "worker",      "submit", "status", "watch",  "top",        "workers",
-    "explain", "logs",    "cancel",      "pause",  "resume", "retry",  "drain",      "validate",
-    "keys",    "journal", "leaderboard", "export", "bench",  "doctor", "completion", "version"};
+constexpr const char* kVerbs[] = {"run",    "serve",    "worker",  "submit",     "status",
+                                  "watch",  "top",      "workers", "explain",    "logs",
+                                  "cancel", "pause",    "resume",  "retry",      "priority",
+                                  "drain",  "validate", "keys",    "journal",    "leaderboard",
+                                  "export", "bench",    "doctor",  "completion", "version"};
 
 struct ProgramTest : testing::Test {
   TempDir dir;
@@ -81,10 +83,18 @@ TEST_F(ProgramTest, EveryVerbHasHelp) {
 }
 
 TEST_F(ProgramTest, VerbsThatAskSayHowToStartAScheduler) {
-  const std::vector<std::vector<std::string>> asking = {
-      {"status"},       {"watch"},      {"top"},         {"workers"},
-      {"explain", "0"}, {"logs", "0"},  {"cancel", "0"}, {"pause", "0"},
-      {"resume", "0"},  {"retry", "0"}, {"drain", "w"}};
+  const std::vector<std::vector<std::string>> asking = {{"status"},
+                                                        {"watch"},
+                                                        {"top"},
+                                                        {"workers"},
+                                                        {"explain", "0"},
+                                                        {"logs", "0"},
+                                                        {"cancel", "0"},
+                                                        {"pause", "0"},
+                                                        {"resume", "0"},
+                                                        {"retry", "0"},
+                                                        {"priority", "s", "1"},
+                                                        {"drain", "w"}};
   for (std::vector<std::string> words : asking) {
     words.insert(words.end(), {"--state", (dir.path() / "none").string()});
     const Finished refused = saesweep(words);
@@ -127,13 +137,7 @@ TEST_F(ProgramTest, CompletionKnowsEveryVerbAndItsFlags) {
 
 // Of processor time: what else the machine does is no concern of ours.
 TEST_F(ProgramTest, HelpTakesFiftyMillisecondsAtMost) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "sanitizers start slowly";
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-  GTEST_SKIP() << "sanitizers start slowly";
-#endif
-#endif
+  if (test::kSanitized) GTEST_SKIP() << "sanitizers start slowly";
   const auto seconds_of_children = [] {
     rusage used{};
     getrusage(RUSAGE_CHILDREN, &used);

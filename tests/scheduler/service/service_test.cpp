@@ -222,8 +222,8 @@ TEST_F(Service, AFullDiskOfTheJournalEndsTheRunAndLosesNothingThatWasSaid) {
     fs::remove(filler());
   }
   EXPECT_EQ(run(plan_of(ks)).value(), true);
-  for (const SubjectResult& subject : read_sweep(state, "").value().subjects)
-    EXPECT_NE(subject.state, "unfinished");
+  const SweepResult after = read_sweep(state, "").value();
+  for (const SubjectResult& subject : after.subjects) EXPECT_NE(subject.state, "unfinished");
   EXPECT_THAT(differences(), IsEmpty());
   ::umount2(state.c_str(), MNT_DETACH);
 }

@@ -104,8 +104,8 @@ TEST_F(ExecutorProcessTest, InheritsNoSecretsAndNoFiles) {
 
 TEST_F(ExecutorProcessTest, ACrashIsNamedWithItsLastWords) {
   const auto death =
-      death_by({{"do", "signal"}, {"number", SIGSEGV}, {"say", "loading\nbad \x01 pointer\n\n"}});
-  EXPECT_EQ(death.reason, "killed by SIGSEGV; last words: bad   pointer");
+      death_by({{"do", "signal"}, {"number", SIGABRT}, {"say", "loading\nbad \x01 pointer\n\n"}});
+  EXPECT_EQ(death.reason, "killed by SIGABRT; last words: bad   pointer");
   EXPECT_FALSE(death.by_kill);
   EXPECT_FALSE(death.out_of_memory);
 }
