@@ -41,6 +41,14 @@ void Outbox::acknowledge(const protocol::ResultAck& ack) {
   results_.erase({ack.task(), ack.fence()});
 }
 
+std::optional<protocol::TaskResult> Outbox::take_back(const protocol::ResultAck& ack) {
+  const auto found = results_.find({ack.task(), ack.fence()});
+  if (found == results_.end()) return std::nullopt;
+  protocol::TaskResult result = std::move(found->second);
+  results_.erase(found);
+  return result;
+}
+
 void Outbox::repeat_results() {
   for (const auto& [grant, result] : results_) say(protocol::MessageType::kResult, result);
 }
