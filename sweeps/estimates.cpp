@@ -63,19 +63,23 @@ double model_seconds(std::uint64_t parameters, double tokens) {
   return 2 * static_cast<double>(parameters) * tokens / kModelFlops;
 }
 
+std::uint64_t weights_of(const TrainLmSpec& lm) {
+  const auto d = static_cast<std::uint64_t>(lm.d_model);
+  return static_cast<std::uint64_t>(lm.layers) *
+         (4 * d * d + 2 * d * static_cast<std::uint64_t>(lm.d_mlp));
+}
+
+std::uint64_t tokens_a_game(const TrainLmSpec& lm) {
+  return static_cast<std::uint64_t>(std::min(lm.context, lm.data.board * lm.data.board - 5));
+}
+
 SweepEstimate estimate_train_lm(const TrainLmSpec& lm) {
   SweepEstimate result;
-  const auto d = static_cast<std::uint64_t>(lm.d_model);
-  const std::uint64_t weights = static_cast<std::uint64_t>(lm.layers) *
-                                (4 * d * d + 2 * d * static_cast<std::uint64_t>(lm.d_mlp));
-  const auto row =
-      static_cast<std::uint64_t>(std::min(lm.context, lm.data.board * lm.data.board - 5));
-  result.tokens = lm.steps() * lm.batch * row;
-  // Weights, gradients and two moments; activations of a batch: about 20 widths a layer and token.
-  result.memory_bytes = kExecutorBytes + lm.data.games * (row + 2) + weights * 16 +
-                        lm.batch * row * static_cast<std::uint64_t>(lm.layers) * 20 * d * 4;
-  result.disk_bytes = weights * 4 * 4;
-  result.seconds = kStartSeconds + 3 * model_seconds(weights, static_cast<double>(result.tokens));
+  result.tokens = lm.steps() * lm.batch * tokens_a_game(lm);
+  result.memory_bytes = kExecutorBytes + estimated_lm_memory(lm);
+  result.disk_bytes = weights_of(lm) * 4 * 4;
+  result.seconds =
+      kStartSeconds + 3 * model_seconds(weights_of(lm), static_cast<double>(result.tokens));
   return result;
 }
 
@@ -90,6 +94,15 @@ std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t 
   // gradient each; pre-activations, features and their gradient.
   const std::uint64_t of_rows = (3 + spec.group_fractions.size()) * d_in + 3 * spec.d_sae;
   return 4 * (4 * parameters(spec, d_in) + spec.batch * of_rows);
+}
+
+std::uint64_t estimated_lm_memory(const TrainLmSpec& spec) {
+  const std::uint64_t row = tokens_a_game(spec);
+  // A game as generated: a byte a move and where it ends. Weights, gradients and two moments;
+  // activations of a batch: about 20 widths a layer and token.
+  return spec.data.games * (row + 2) + weights_of(spec) * 16 +
+         spec.batch * row * static_cast<std::uint64_t>(spec.layers) * 20 *
+             static_cast<std::uint64_t>(spec.d_model) * 4;
 }
 
 SweepEstimate estimate(const SweepPlan& plan) {

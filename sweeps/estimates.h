@@ -16,6 +16,10 @@ inline constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
 // activations of a batch.
 std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in);
 
+// What training a language model takes: the games, weights, gradients and moments, activations of a
+// batch.
+std::uint64_t estimated_lm_memory(const TrainLmSpec& spec);
+
 struct SweepEstimate {
   std::uint64_t trials = 0, baselines = 0;
   std::uint64_t tokens = 0;        // trained on, all trials and random_model; train_lm: its tokens

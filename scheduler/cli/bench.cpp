@@ -17,6 +17,7 @@
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
 #include "scheduler/cli/verbs.h"
+#include "scheduler/service/bench_tasks.h"
 #include "storage/bench_cache.h"
 #include "sweeps/values.h"
 
@@ -134,6 +135,27 @@ int bench_cache(const CacheFlags& flags) {
   return show(*measured, "cache", flags.json);
 }
 
+struct TasksFlags {
+  bool json = false;
+  std::string directory = ".", tasks = "100k";
+  scheduler::TasksBench bench = {};
+};
+
+int bench_tasks(const TasksFlags& flags) {
+  scheduler::TasksBench bench = flags.bench;
+  const auto tasks = sweeps::parse_count(flags.tasks);
+  if (!tasks) return complain({tasks.error().code, "--tasks: " + tasks.error().message});
+  bench.tasks = *tasks;
+  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
+  if (!scratch) return complain(scratch.error());
+  bench.directory = *scratch;
+  const auto measured = scheduler::bench_tasks(bench);
+  std::error_code ignored;
+  fs::remove_all(*scratch, ignored);
+  if (!measured) return complain(measured.error());
+  return show(*measured, "tasks", flags.json);
+}
+
 struct ExecutorBench {
   const char* name;
   const char* what;
@@ -172,13 +194,32 @@ Action add_bench(CLI::App& program, const GlobalFlags&) {
       ->check(CLI::Range(1, 1000));
   cache->add_option("--dir", flags->directory, "Whose disk to measure (default: this directory's)")
       ->type_name("DIR");
+  CLI::App* tasks =
+      verb->add_subcommand("tasks", "Tasks that do nothing, through scheduler and journal");
+  const auto of_tasks = std::make_shared<TasksFlags>();
+  tasks->add_flag("--json", of_tasks->json, "For machines");
+  tasks->add_option("--slots", of_tasks->bench.slots, "Of all agents together (default 1000)")
+      ->check(CLI::Range(1, 100'000));
+  tasks->add_option("--tasks", of_tasks->tasks, "A round (default 100k)")->type_name("COUNT");
+  tasks->add_option("--agents", of_tasks->bench.agents, "Default: one for each 125 slots")
+      ->check(CLI::Range(1, 1024));
+  tasks->add_option("--rounds", of_tasks->bench.rounds, "Medians are over these (default 5)")
+      ->check(CLI::Range(1, 1000));
+  tasks
+      ->add_option("--singles", of_tasks->bench.latencies,
+                   "Sweeps of one task, whose latency is measured (default 200)")
+      ->check(CLI::Range(0, 1'000'000));
+  tasks->add_option("--dir", of_tasks->directory, "Whose disk to use (default: this directory's)")
+      ->type_name("DIR");
   verb->footer(R"(Examples:
   saesweep bench train --arch topk -n 16 --d-in 512 --d-sae 4096 --k 32 --batch 4096 --json
   saesweep bench cache --dir /scratch
+  saesweep bench tasks --slots 1000
   saesweep bench generate
 )");
-  return [verb, cache, flags] {
+  return [verb, cache, flags, tasks, of_tasks] {
     if (cache->parsed()) return bench_cache(*flags);
+    if (tasks->parsed()) return bench_tasks(*of_tasks);
     for (const ExecutorBench& bench : kExecutorBenches)
       if (const CLI::App* one = verb->get_subcommand(bench.name); one->parsed())
         return bench_by_executor(bench.name, one->remaining(), one->help());

@@ -13,6 +13,8 @@
 #include <set>
 #include <span>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -41,7 +43,7 @@ struct Worker {
 struct Changes {
   bool meta = false;
   std::set<std::string> sweeps;
-  std::set<std::string> tasks;
+  std::unordered_set<std::string> tasks;
   std::set<std::uint64_t> runs;
 };
 
@@ -75,7 +77,8 @@ class SweepState {
 
   const journal::Meta& meta() const { return meta_; }
   const std::map<std::string, journal::Sweep>& sweeps() const { return sweeps_; }
-  const std::map<std::string, journal::Task>& tasks() const { return tasks_; }
+  using Tasks = std::unordered_map<std::string, journal::Task>;
+  const Tasks& tasks() const { return tasks_; }
   const std::map<std::uint64_t, journal::Run>& runs() const { return runs_; }
   const std::map<std::string, Worker>& workers() const { return workers_; }
   const journal::Task* find_task(const std::string& id) const;
@@ -157,11 +160,11 @@ class SweepState {
 
   journal::Meta meta_;
   std::map<std::string, journal::Sweep> sweeps_;
-  std::map<std::string, journal::Task> tasks_;
+  Tasks tasks_;
   std::map<std::uint64_t, journal::Run> runs_;
   std::map<std::string, Worker> workers_;
   // Derived from the above.
-  std::map<std::string, Filed> filed_;
+  std::unordered_map<std::string, Filed> filed_;
   std::vector<Desk> desks_;
   std::map<std::string, std::uint32_t> desk_numbers_;
   std::set<std::string> overdue_;

@@ -34,9 +34,11 @@ Json end_of_model(const SweepState& state, const journal::Sweep& sweep) {
 }  // namespace
 
 void RowFeed::index(const SweepState& state, const std::string& name) {
-  std::erase_if(settled_, [&](const Row& row) { return row.first == name; });
-  for (auto& [task, rows] : rows_of_)
-    std::erase_if(rows, [&](const Row& row) { return row.first == name; });
+  if (!indexed_.insert(name).second) {
+    std::erase_if(settled_, [&](const Row& row) { return row.first == name; });
+    for (auto& [task, rows] : rows_of_)
+      std::erase_if(rows, [&](const Row& row) { return row.first == name; });
+  }
   const journal::Sweep& sweep = state.sweeps().at(name);
   if (!sweep.lm_task().empty()) rows_of_[sweep.lm_task()].push_back({name, -1});
   for (int i = 0; i < sweep.subjects_size(); ++i) {

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <functional>
-#include <map>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -26,9 +26,10 @@ class RowFeed {
   void reopen(const std::string& task);
 
  private:
-  using Row = std::pair<std::string, int>;           // sweep, position; -1: its model
-  std::map<std::string, std::vector<Row>> rows_of_;  // by task
+  using Row = std::pair<std::string, int>;                     // sweep, position; -1: its model
+  std::unordered_map<std::string, std::vector<Row>> rows_of_;  // by task
   std::set<Row> settled_;
+  std::set<std::string> indexed_;  // sweeps
 };
 
 }  // namespace saesweep::scheduler

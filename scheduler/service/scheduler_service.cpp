@@ -17,6 +17,7 @@
 #include "scheduler/service/journal_tools.h"
 #include "scheduler/service/log_event.h"
 #include "scheduler/service/query_desk.h"
+#include "scheduler/service/reply_batch.h"
 #include "scheduler/service/row_feed.h"
 #include "scheduler/service/state_directory.h"
 #include "scheduler/service/state_store.h"
@@ -133,7 +134,7 @@ struct SchedulerService::State {
     SAE_TRY_VOID(store.commit());
     if (link) {
       link->confirm();
-      for (Reply& reply : replies) send(reply);
+      for (Reply& reply : put_together(std::move(replies))) send(reply);
     }
     replies.clear();
     const std::vector<std::string> now_finished = std::move(finished);

@@ -22,8 +22,8 @@ class Builder {
  public:
   explicit Builder(const sweeps::SweepPlan& plan) : plan_(plan), evaluations_(plan.evaluations) {
     // The first file of details that a row finds is that of core.
-    std::ranges::stable_partition(evaluations_,
-                                  [](const EvaluationSpec& each) { return each.kind == "core"; });
+    std::stable_partition(evaluations_.begin(), evaluations_.end(),
+                          [](const EvaluationSpec& each) { return each.kind == "core"; });
   }
 
   Submission build() {
@@ -101,6 +101,7 @@ class Builder {
     task.set_id("lm:" + identity.hex());
     task.set_kind(protocol::TASK_KIND_TRAIN_LM);
     task.set_spec(canonical_json(spec.to_json()));
+    task.set_memory_bytes(sweeps::estimated_lm_memory(spec));
     task.set_directory("trials/" + identity.short_hex());
     std::string id = task.id();
     add(std::move(task));

@@ -14,6 +14,13 @@ using metrics::TaskPhase;
 
 constexpr Duration kShowEvery = 200ms;
 constexpr Duration kRateOver = 3s;
+constexpr int kOfTheTime = 50;  // looking at every task takes at most one part of so many
+
+// When to look again after a look that took from `begin` to now.
+TimePoint due_after(TimePoint now, TimePoint begin) {
+  const Duration took = std::chrono::steady_clock::now() - begin;
+  return now + std::max<Duration>(kShowEvery, kOfTheTime * took);
+}
 
 metrics::TaskKind kind_of(protocol::TaskKind kind) {
   if (kind == protocol::TASK_KIND_EVALUATE) return metrics::TaskKind::kEvaluate;
@@ -52,9 +59,10 @@ TaskPhase phase_of(const Task& task) {
 }  // namespace
 
 void TelemetryFeed::show_if_due(const SweepState& state, TimePoint now) {
-  if (shown_ && now - *shown_ < kShowEvery) return;
-  shown_ = now;
+  if (now < due_) return;
+  const TimePoint begin = std::chrono::steady_clock::now();
   show(state);
+  due_ = due_after(now, begin);
 }
 
 void TelemetryFeed::show(const SweepState& state) {
@@ -133,9 +141,9 @@ std::optional<Json> ProgressFeed::hear(const SweepState& state, const protocol::
   const journal::Run* run = state.find_run(progress.run_id());
   if (run == nullptr || run->worker().empty()) return std::nullopt;
   runs_[progress.run_id()] = progress;
-  const auto said = said_.find(progress.stage());
-  if (said != said_.end() && now - said->second < kShowEvery) return std::nullopt;
-  said_[progress.stage()] = now;
+  TimePoint& due = due_[progress.stage()];
+  if (now < due) return std::nullopt;
+  const TimePoint begin = std::chrono::steady_clock::now();
   Json event = progress.stage() == "train"      ? train(state)
                : progress.stage() == "evaluate" ? evaluate(state)
                                                 : sum_of_runs(progress.stage());
@@ -143,6 +151,7 @@ std::optional<Json> ProgressFeed::hear(const SweepState& state, const protocol::
   event["stage"] = progress.stage();
   if (const journal::Sweep* sweep = state.active_sweep_of(run->tasks(0)); sweep != nullptr)
     event["sweep"] = sweep->name();
+  due = due_after(now, begin);
   return event;
 }
 

@@ -21,7 +21,7 @@ class TelemetryFeed {
 
   // Gauges.
   void show(const SweepState& state);
-  // The same, at most a few times a second.
+  // The same, at most a few times a second, and less often when there is much to count.
   void show_if_due(const SweepState& state, TimePoint now);
   void observe(const std::string& worker, const protocol::AgentCounters& counters, TimePoint now);
   void forget(const std::string& worker);
@@ -29,7 +29,7 @@ class TelemetryFeed {
 
  private:
   metrics::Telemetry* telemetry_;  // may be null
-  std::optional<TimePoint> shown_;
+  TimePoint due_{};
   struct Tokens {
     std::uint64_t trained = 0;
     TimePoint when;
@@ -41,7 +41,7 @@ class TelemetryFeed {
 // stage.progress of a whole sweep, put together from what its runs say.
 class ProgressFeed {
  public:
-  // An event, unless one of this stage was made a moment ago.
+  // An event, unless one of this stage was made a moment ago; rarer when there is much to add up.
   std::optional<Json> hear(const SweepState& state, const protocol::Progress& progress,
                            TimePoint now);
 
@@ -52,7 +52,7 @@ class ProgressFeed {
   double rate_of(const std::string& stage) const;
 
   std::map<std::uint64_t, protocol::Progress> runs_;  // newest of each leased run
-  std::map<std::string, TimePoint> said_;             // by stage
+  std::map<std::string, TimePoint> due_;              // by stage
 };
 
 }  // namespace saesweep::scheduler

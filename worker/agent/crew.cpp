@@ -234,6 +234,7 @@ void Crew::control(const protocol::Control& wanted) {
 }
 
 void Crew::hear(const protocol::ResultAck& ack) {
+  for (const protocol::ResultAck& other : ack.more()) hear(other);
   if (ack.verdict() == "missing") {
     if (auto result = tools_.outbox.take_back(ack)) tools_.shipping.say_again(std::move(*result));
     return;

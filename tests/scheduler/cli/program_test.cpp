@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -124,17 +125,27 @@ TEST_F(ProgramTest, CompletionKnowsEveryVerbAndItsFlags) {
   EXPECT_EQ(Program({"/bin/bash", script}, dir.path()).wait().out, "--watch\nexplain\n");
 }
 
-TEST_F(ProgramTest, HelpStartsWithinFiftyMilliseconds) {
+// Of processor time: what else the machine does is no concern of ours.
+TEST_F(ProgramTest, HelpTakesFiftyMillisecondsAtMost) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   GTEST_SKIP() << "sanitizers start slowly";
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "sanitizers start slowly";
 #endif
-  auto best = std::chrono::steady_clock::duration::max();
-  for (int i = 0; i < 20; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    ASSERT_EQ(saesweep({"--help"}).exit_code, 0);
-    best = std::min(best, std::chrono::steady_clock::now() - start);
-  }
-  EXPECT_LE(std::chrono::duration<double>(best).count(), 0.050);
+#endif
+  const auto seconds_of_children = [] {
+    rusage used{};
+    getrusage(RUSAGE_CHILDREN, &used);
+    const auto seconds = [](const timeval& time) {
+      return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+    };
+    return seconds(used.ru_utime) + seconds(used.ru_stime);
+  };
+  constexpr int kTimes = 20;
+  const double before = seconds_of_children();
+  for (int i = 0; i < kTimes; ++i) ASSERT_EQ(saesweep({"--help"}).exit_code, 0);
+  EXPECT_LE((seconds_of_children() - before) / kTimes, 0.050);
 }
 
 TEST_F(ProgramTest, MisuseExitsWithTwoAndSaysWhatWouldBeRight) {
@@ -162,6 +173,8 @@ TEST_F(ProgramTest, MisuseExitsWithTwoAndSaysWhatWouldBeRight) {
       {{"serve", "--keys", "k", "--insecure-loopback"}, "--keys"},
       {{"submit", "a.yaml", "--wach"}, "did you mean --watch?"},
       {{"bench", "cache", "--bytes", "many"}, "--bytes"},
+      {{"bench", "tasks", "--tasks", "many"}, "--tasks"},
+      {{"bench", "tasks", "--slots", "0"}, "--slots"},
   };
   for (const Case& one : cases) {
     const Finished refused = saesweep(one.words);
@@ -291,6 +304,21 @@ TEST_F(ProgramTest, BenchCacheMeasuresAgainstARawFile) {
   EXPECT_GT(json["read_ratio"], 0);
   EXPECT_TRUE(json["machine"].contains("cores"));
   EXPECT_TRUE(json["versions"].contains("commit"));
+}
+
+TEST_F(ProgramTest, BringsTasksThatDoNothingThroughAnEncryptedScheduler) {
+  const Finished bench =
+      saesweep({"bench", "tasks", "--slots", "8", "--agents", "2", "--tasks", "200", "--rounds",
+                "1", "--singles", "2", "--dir", dir.path().string(), "--json"});
+  ASSERT_EQ(bench.exit_code, 0) << bench.err;
+  const Json json = parse_json(bench.out).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema("bench")), IsEmpty());
+  EXPECT_EQ(json["tasks"], 200);
+  EXPECT_GT(json["tasks_per_s"], 0);
+  EXPECT_GT(json["baseline"]["tasks_per_s"], 0);
+  EXPECT_LE(json["latency_ms"]["p50"], json["latency_ms"]["p99"]);
+  for (const auto& left : fs::directory_iterator(dir.path()))
+    EXPECT_FALSE(left.path().filename().string().starts_with("saesweep-bench-")) << left.path();
 }
 
 }  // namespace

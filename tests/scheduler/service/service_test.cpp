@@ -339,6 +339,7 @@ TEST_F(Service, TrainsAModel) {
   plan.train_lm = sweeps::TrainLmSpec{};
   plan.train_lm->games = 100;
   plan.train_lm->batch = 10;
+  plan.train_lm->data.games = 1000;
   ASSERT_EQ(run(plan).value(), true);
   const SweepResult result = read_sweep(state, "lm").value();
   EXPECT_TRUE(result.finished);

@@ -1,0 +1,35 @@
+// How many tasks the scheduler brings through a second when the tasks themselves do nothing:
+// submitted, leased, answered and committed with a synced journal, over encrypted sockets.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+
+#include "core/json.h"
+#include "core/result.h"
+
+namespace saesweep::scheduler {
+
+struct TasksBench {
+  std::filesystem::path directory;  // scratch, on the disk whose journal is meant; emptied again
+  std::uint32_t slots = 1000;       // of all agents together
+  std::uint64_t tasks = 100'000;    // a round
+  std::uint32_t agents = 0;         // 0: one for each 125 slots
+  unsigned rounds = 5;
+  unsigned latencies = 200;  // sweeps of one task each, one after the other
+};
+
+// Scheduler, agents and client are threads of this process that share nothing but sockets
+// (tcp://127.0.0.1, CURVE). An agent answers each run that it is assigned at once: accepted, and
+// every member done. A round is timed from the first to the last answer to a result, apart from
+// submitting. The baseline is the same core and journal without sockets: the same decisions and
+// synced commits, by one thread.
+//
+//   {"tasks_per_s": median, "tasks_per_s_all": [...], "slots", "agents", "tasks", "rounds",
+//    "submit_s": median, "latency_ms": {"p50", "p99"} of a sweep of one task, from submitting it to
+//    the answer to its result, "baseline": {"name": "core", "tasks_per_s"}, "ratio"}
+//
+// Errors: kInvalidArgument; kResourceExhausted if the disk is full; kUnavailable.
+Result<Json> bench_tasks(const TasksBench& bench);
+
+}  // namespace saesweep::scheduler
