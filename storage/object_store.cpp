@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kArtifacts = "artifacts/", kTrials = "trials/";
+constexpr std::string_view kArtifacts = "artifacts/", kTrials = "trials/", kFiles = "files/";
 constexpr const char* kIncoming = "incoming";
 constexpr const char* kContent = "content";
 constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 40;  // of one file
@@ -91,6 +91,7 @@ Result<ObjectFile> describe(const fs::path& path, std::string name) {
 
 bool is_object_name(std::string_view name) {
   if (is_artifact(name)) return is_hex(name.substr(kArtifacts.size()), kDigestDigits);
+  if (name.starts_with(kFiles)) return is_hex(name.substr(kFiles.size()), kDigestDigits);
   if (!name.starts_with(kTrials)) return false;
   name.remove_prefix(kTrials.size());
   if (name.size() < kIdDigits + 1 || !is_hex(name.substr(0, kIdDigits), kIdDigits) ||

@@ -1,8 +1,10 @@
 // Results and checkpoints as objects with a name, for carrying them between machines: an artifact
-// is one file, a checkpoint a folder of files. Below one root:
+// is one file, a checkpoint a folder of files, and so is a copy of what a sweep names. Below one
+// root:
 //
 //   artifacts/<64 hex digits>             what its name says (SHA-256)
 //   trials/<12 hex digits>/f<n>/step-<n>  files of a checkpoint
+//   files/<64 hex digits>                 copies of files from elsewhere; digits of their path
 //   incoming/<upload>/<file>              parts that arrived
 //
 // An object is whole or absent and never changes: parts gather under `incoming`, are checked
@@ -30,7 +32,7 @@ struct ObjectFile {
   bool operator==(const ObjectFile&) const = default;
 };
 
-// artifacts/... or trials/... as above.
+// artifacts/..., trials/... or files/... as above.
 bool is_object_name(std::string_view name);
 // 1 to 64 letters, digits, '-' or '_'; chosen by who uploads, unlike anybody else's.
 bool is_upload_name(std::string_view name);

@@ -41,7 +41,7 @@ constexpr std::size_t kLongestSocketPath = 107;  // sun_path of Linux less its e
 struct ServeFlags {
   std::string state = "./saesweep-data";
   std::string listen = "tcp://127.0.0.1:7077";
-  std::string clients, artifacts, keys;
+  std::string clients, data, artifacts, keys;
   bool insecure_loopback = false;
   std::optional<std::uint16_t> metrics_port;
 };
@@ -87,6 +87,14 @@ Result<std::pair<std::string, std::uint16_t>> parts_of(const std::string& addres
   return std::pair(host, port);
 }
 
+// Where objects travel: as it is said, or a free port at the host where workers connect.
+std::string data_address_of(const ServeFlags& flags) {
+  const std::size_t colon = flags.listen.rfind(':');
+  if (flags.data == "off") return "";
+  if (!flags.data.empty() || !flags.listen.starts_with("tcp://")) return flags.data;
+  return flags.listen.substr(0, colon) + ":*";
+}
+
 // What access bundles say.
 Result<protocol::Address> address_of(const ServeFlags& flags) {
   protocol::Address address;
@@ -108,13 +116,13 @@ Result<protocol::ServerSecurity> security_of(const ServeFlags& flags, const fs::
   protocol::ServerSecurity open;
   open.insecure_loopback = flags.insecure_loopback;
   if (flags.insecure_loopback) {
-    for (const std::string& address : {flags.listen, flags.clients})
+    for (const std::string& address : {flags.listen, flags.clients, data_address_of(flags)})
       if (!address.empty())
         SAE_TRY_VOID(protocol::is_encrypted(address, false, true).map([](bool) {}));
     return open;
   }
   const auto is_tcp = [](const std::string& address) { return address.starts_with("tcp://"); };
-  if (!is_tcp(flags.listen) && !is_tcp(flags.clients)) return open;
+  if (!is_tcp(flags.listen) && !is_tcp(flags.clients) && !is_tcp(flags.data)) return open;
   const fs::path directory = flags.keys.empty() ? state / "keys" : fs::absolute(flags.keys);
   std::error_code ignored;
   if (flags.keys.empty() && !fs::exists(directory, ignored)) {
@@ -146,6 +154,7 @@ int serve(const ServeFlags& flags, const GlobalFlags& globals) {
        .endpoint = flags.listen,
        .client_endpoint = socket->endpoint(),
        .remote_client_endpoint = flags.clients,
+       .data_endpoint = data_address_of(flags),
        .security = *security,
        .store_directory =
            flags.artifacts.empty() ? fs::path() : fs::absolute(flags.artifacts).lexically_normal(),
@@ -165,6 +174,8 @@ int serve(const ServeFlags& flags, const GlobalFlags& globals) {
   if (!globals.quiet) {
     fmt::print(stderr, "serving {}\nworkers: {}\nclients: {}\n", state.string(),
                service->endpoint(), service->client_endpoint());
+    if (!service->data_endpoint().empty())
+      fmt::print(stderr, "data: {}\n", service->data_endpoint());
     if (security->keys)
       fmt::print(stderr, "keys: {}; a worker elsewhere needs its worker.access\n",
                  security->directory.string());
@@ -205,9 +216,14 @@ Action add_serve(CLI::App& program, const GlobalFlags& globals) {
                    "Where clients of other machines ask, e.g. tcp://*:7078; those of this one have "
                    "a socket in the state directory")
       ->type_name("ADDRESS");
+  verb->add_option(
+          "--data-listen", flags->data,
+          "Where checkpoints and results of workers travel that do not see ours (default: a "
+          "free port at the host of --listen), e.g. tcp://0.0.0.0:7079; off: nowhere")
+      ->type_name("ADDRESS");
   verb->add_option("--artifacts", flags->artifacts,
-                   "Folder of checkpoints and results that every worker sees (default: the state "
-                   "directory)")
+                   "Folder of checkpoints and results, on a file system that workers may share "
+                   "(default: the state directory)")
       ->type_name("DIR");
   CLI::Option* keys =
       verb->add_option("--keys", flags->keys,

@@ -161,8 +161,10 @@ Action add_worker(CLI::App& program, const GlobalFlags& globals) {
   verb->add_option("--connect", flags->connect,
                    "The scheduler, on this machine: tcp://127.0.0.1:7077")
       ->type_name("ADDRESS");
-  verb->add_option("--state", flags->state,
-                   "Its cache of activations; of this worker alone (default ./saesweep-worker)")
+  verb->add_option(
+          "--state", flags->state,
+          "Its cache of activations, and what it makes until the scheduler has it; of this "
+          "worker alone (default ./saesweep-worker)")
       ->type_name("DIR");
   verb->add_option("--slots", flags->slots, "Executors side by side (default 1)")
       ->check(CLI::Range(1, 1024))

@@ -216,6 +216,7 @@ const char* Decider::judge(const ResultHeard& heard) {
   }
   switch (result.outcome()) {
     case protocol::OUTCOME_DONE:
+      if (!heard.artifacts_are_there && result.travelled()) return "missing";
       if (!heard.artifacts_are_there) {
         if (is_leased(*task)) retry(*task, "its artifacts are not there");
         return "invalid";

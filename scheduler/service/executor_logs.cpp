@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/files.h"
 #include "scheduler/decisions/decide.h"
 
 namespace saesweep::scheduler {
@@ -71,6 +72,14 @@ std::uint64_t run_of(const SweepState& state, const journal::Subject& trial) {
   return 0;
 }
 
+// "run-<id>.log"
+bool is_run_log(const std::string& name, std::uint64_t& run) {
+  constexpr std::string_view kPrefix = "run-", kEnding = ".log";
+  const char* end = name.data() + name.size();
+  return name.starts_with(kPrefix) && name.ends_with(kEnding) &&
+         std::from_chars(name.data() + kPrefix.size(), end, run).ptr == end - kEnding.size();
+}
+
 }  // namespace
 
 Result<Json> read_log(const SweepState& state, const journal::Subject& trial, const fs::path& store,
@@ -106,17 +115,30 @@ Result<Json> read_log(const SweepState& state, const journal::Subject& trial, co
   return answer;
 }
 
+Result<void> write_log(const fs::path& store, const std::string& name, std::uint64_t offset,
+                       const std::string& bytes) {
+  std::uint64_t run = 0;
+  if (!is_run_log(name, run)) return fail(ErrorCode::kInvalidArgument, "'{}' names no log", name);
+  if (offset > kMostLogBytes || bytes.size() > kMostLogBytes - offset)
+    return fail(ErrorCode::kInvalidArgument, "{}: at most {} bytes are kept", name, kMostLogBytes);
+  SAE_TRY_VOID(make_directories(store / "logs"));
+  const fs::path file = store / "logs" / name;
+  std::fstream out(file, std::ios::in | std::ios::out | std::ios::binary);
+  if (!out) out.open(file, std::ios::out | std::ios::binary);
+  out.seekp(static_cast<std::streamoff>(offset));
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  out.flush();
+  if (!out) return fail(ErrorCode::kUnavailable, "cannot write {}", file.string());
+  return {};
+}
+
 void prune_logs(const fs::path& store, std::size_t kept) {
-  constexpr std::string_view kPrefix = "run-", kEnding = ".log";
   std::vector<std::pair<std::uint64_t, fs::path>> logs;
   std::error_code problem;
   for (const auto& entry : fs::directory_iterator(store / "logs", problem)) {
     const std::string name = entry.path().filename().string();
     std::uint64_t run = 0;
-    const char* end = name.data() + name.size();
-    if (!name.starts_with(kPrefix) || !name.ends_with(kEnding) ||
-        std::from_chars(name.data() + kPrefix.size(), end, run).ptr != end - kEnding.size())
-      continue;
+    if (!is_run_log(name, run)) continue;
     logs.emplace_back(run, entry.path());
   }
   if (logs.size() <= kept) return;

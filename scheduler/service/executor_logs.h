@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 #include "core/json.h"
 #include "core/result.h"
@@ -18,6 +19,12 @@ namespace saesweep::scheduler {
 // Errors: kNotFound if nothing ran yet or its log is gone; kUnavailable.
 Result<Json> read_log(const SweepState& state, const journal::Subject& trial,
                       const std::filesystem::path& store, std::uint64_t offset);
+
+// What an agent elsewhere sends of a log: bytes at their place in logs/<name>, again and again.
+// Errors: kInvalidArgument for no name of a log and for bytes past its largest size; kUnavailable.
+Result<void> write_log(const std::filesystem::path& store, const std::string& name,
+                       std::uint64_t offset, const std::string& bytes);
+inline constexpr std::uint64_t kMostLogBytes = std::uint64_t{2} << 20;
 
 inline constexpr std::size_t kRunLogsKept = 4096;
 

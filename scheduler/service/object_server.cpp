@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "scheduler/protocol/data_port.h"
+#include "scheduler/service/executor_logs.h"
 #include "storage/artifacts.h"
 
 namespace saesweep::scheduler {
@@ -12,9 +13,17 @@ namespace {
 using protocol::DataReply;
 using protocol::DataRequest;
 
-Result<void> list(const storage::ObjectStore& store, const protocol::DataList& wanted,
-                  DataReply& reply) {
-  SAE_TRY(const auto files, store.list(wanted.object()));
+bool is_of_sweep(const std::string& object) { return object.starts_with("files/"); }
+
+Error not_named(const std::string& object) {
+  return {ErrorCode::kNotFound, fmt::format("no sweep names {}", object)};
+}
+
+Result<void> list(const storage::ObjectStore& store, SweepFiles* named,
+                  const protocol::DataList& wanted, DataReply& reply) {
+  const std::string& object = wanted.object();
+  if (is_of_sweep(object) && named == nullptr) return fail(not_named(object));
+  SAE_TRY(const auto files, is_of_sweep(object) ? named->list(object) : store.list(object));
   for (const storage::ObjectFile& file : files) {
     protocol::DataFile& one = *reply.add_files();
     one.set_name(file.name);
@@ -24,10 +33,14 @@ Result<void> list(const storage::ObjectStore& store, const protocol::DataList& w
   return {};
 }
 
-Result<void> read(const storage::ObjectStore& store, const protocol::DataRead& wanted,
-                  DataReply& reply) {
-  SAE_TRY(*reply.mutable_data(), store.read(wanted.object(), wanted.file(), wanted.offset(),
-                                            std::min(wanted.bytes(), protocol::kPieceBytes)));
+Result<void> read(const storage::ObjectStore& store, const SweepFiles* named,
+                  const protocol::DataRead& wanted, DataReply& reply) {
+  const std::string& object = wanted.object();
+  const std::uint32_t bytes = std::min(wanted.bytes(), protocol::kPieceBytes);
+  if (is_of_sweep(object) && named == nullptr) return fail(not_named(object));
+  SAE_TRY(*reply.mutable_data(), is_of_sweep(object)
+                                     ? named->read(object, wanted.file(), wanted.offset(), bytes)
+                                     : store.read(object, wanted.file(), wanted.offset(), bytes));
   return {};
 }
 
@@ -37,6 +50,8 @@ Result<void> write(storage::ObjectStore& store, const protocol::DataWrite& piece
 }
 
 Result<void> keep(storage::ObjectStore& store, const protocol::DataKeep& wanted) {
+  if (is_of_sweep(wanted.object()))
+    return fail(ErrorCode::kInvalidArgument, "{} is not a worker's to keep", wanted.object());
   std::vector<storage::ObjectFile> files;
   for (const protocol::DataFile& file : wanted.files()) {
     SAE_TRY(const Sha256 digest, storage::parse_sha256(file.sha256()));
@@ -45,16 +60,20 @@ Result<void> keep(storage::ObjectStore& store, const protocol::DataKeep& wanted)
   return store.keep(wanted.upload(), wanted.object(), files);
 }
 
-Result<void> act(storage::ObjectStore& store, const DataRequest& request, DataReply& reply) {
+Result<void> act(storage::ObjectStore& store, SweepFiles* files, const DataRequest& request,
+                 DataReply& reply) {
   switch (request.what_case()) {
     case DataRequest::kList:
-      return list(store, request.list(), reply);
+      return list(store, files, request.list(), reply);
     case DataRequest::kRead:
-      return read(store, request.read(), reply);
+      return read(store, files, request.read(), reply);
     case DataRequest::kWrite:
       return write(store, request.write());
     case DataRequest::kKeep:
       return keep(store, request.keep());
+    case DataRequest::kLog:
+      return write_log(store.root(), request.log().name(), request.log().offset(),
+                       request.log().data());
     case DataRequest::WHAT_NOT_SET:
       break;
   }
@@ -63,10 +82,11 @@ Result<void> act(storage::ObjectStore& store, const DataRequest& request, DataRe
 
 }  // namespace
 
-DataReply answer_data_request(storage::ObjectStore& store, const DataRequest& request) {
+DataReply answer_data_request(storage::ObjectStore& store, const DataRequest& request,
+                              SweepFiles* files) {
   DataReply reply;
   reply.set_status(protocol::DATA_STATUS_OK);
-  if (const auto done = act(store, request, reply); !done) {
+  if (const auto done = act(store, files, request, reply); !done) {
     reply.clear_files();
     reply.clear_data();
     reply.set_status(protocol::to_status(done.error().code));

@@ -10,9 +10,12 @@
 #include "core/log.h"
 #include "scheduler/decisions/decide.h"
 #include "scheduler/protocol/link.h"
+#include "scheduler/service/checkpoints.h"
 #include "scheduler/service/commands.h"
+#include "scheduler/service/data_desk.h"
 #include "scheduler/service/executor_logs.h"
 #include "scheduler/service/journal_tools.h"
+#include "scheduler/service/log_event.h"
 #include "scheduler/service/query_desk.h"
 #include "scheduler/service/reply_batch.h"
 #include "scheduler/service/row_feed.h"
@@ -77,15 +80,17 @@ struct SchedulerService::State {
   storage::Artifacts artifacts;
   std::optional<protocol::SchedulerLink> link;
   std::optional<QueryDesk> desk;
+  std::optional<DataDesk> data;
   TelemetryFeed telemetry;
   ProgressFeed progress;
   SystemClock clock;
 
-  std::optional<Answer> answer;       // of the last command
-  std::vector<Reply> replies;         // held until what they follow from is durable
-  std::vector<Json> said;             // the same for what observers hear
-  std::vector<std::string> finished;  // tasks, since the last commit
-  std::string trouble;                // why nothing can be made durable; empty: it can
+  std::optional<Answer> answer;                    // of the last command
+  std::vector<Reply> replies;                      // held until what they follow from is durable
+  std::vector<Json> said;                          // the same for what observers hear
+  std::vector<std::string> finished;               // tasks, since the last commit
+  std::map<std::string, std::uint64_t> overtaken;  // the same: by task, a step before its newest
+  std::string trouble;                             // why nothing can be made durable; empty: it can
   RowFeed rows;
   std::set<std::string> let_go_;  // sessions that were told to leave
   TimePoint last_look{};
@@ -106,6 +111,8 @@ struct SchedulerService::State {
           finished.push_back(id);
       else if (event.has_tasks_cancelled())
         for (const std::string& id : event.tasks_cancelled().tasks()) finished.push_back(id);
+      else if (event.has_task_checkpointed())
+        note_checkpoint(event.task_checkpointed().task());
       else if (event.has_tasks_again())
         for (const std::string& id : event.tasks_again().tasks()) rows.reopen(id);
       log_event(event);
@@ -116,24 +123,10 @@ struct SchedulerService::State {
     return decision.halt;
   }
 
-  static void log_event(const Event& event) {
-    if (event.has_run_granted())
-      log::info("run.granted run={} tasks={}", event.run_granted().run(),
-                event.run_granted().grants_size());
-    else if (event.has_run_lost())
-      log::warn("run.lost run={} counted={} reason={}", event.run_lost().run(),
-                event.run_lost().counted(), event.run_lost().reason());
-    else if (event.has_run_refused())
-      log::info("run.refused run={} reason={}", event.run_refused().run(),
-                event.run_refused().reason());
-    else if (event.has_task_returned() && event.task_returned().retry())
-      log::warn("task.retry task={} reason={}", event.task_returned().task(),
-                event.task_returned().reason());
-    else if (event.has_task_given_up())
-      log::error("task.given_up task={} reason={}", event.task_given_up().task(),
-                 event.task_given_up().reason());
-    else if (event.has_worker_lost())
-      log::warn("worker.lost");
+  // The one that was the newest stays, the ones before it may go.
+  void note_checkpoint(const std::string& id) {
+    const journal::Task* task = state().find_task(id);
+    if (task != nullptr && task->has_checkpoint()) overtaken[id] = task->checkpoint().step();
   }
 
   // Makes durable what was decided, then lets the world see it.
@@ -146,8 +139,10 @@ struct SchedulerService::State {
     replies.clear();
     const std::vector<std::string> now_finished = std::move(finished);
     finished.clear();
+    for (const auto& [task, step] : std::exchange(overtaken, {}))
+      forget_checkpoints_before(files_at.directory, *state().find_task(task), step);
     for (const std::string& task : now_finished) {
-      forget_checkpoints(*state().find_task(task));
+      forget_checkpoints(files_at.directory, *state().find_task(task));
       rows.finished(state(), task, [this](Json event) { tell(std::move(event)); });
     }
     for (Json& event : said) tell(std::move(event));
@@ -177,6 +172,7 @@ struct SchedulerService::State {
     welcome.set_last_seq_received(link->last_received(peer));
     welcome.set_store_directory(files_at.directory.string());
     welcome.set_store_token(files_at.token);
+    if (data) welcome.set_data_endpoint(data->announced());
   }
   void send(Reply& reply) {
     if (auto* welcome = std::get_if<protocol::Welcome>(&reply.body)) complete(reply.peer, *welcome);
@@ -221,17 +217,6 @@ struct SchedulerService::State {
     return true;
   }
 
-  // What is finished for good goes on from nowhere.
-  void forget_checkpoints(const journal::Task& task) const {
-    const bool for_good = is_finished(task) && !(task.has_failed() && task.failed().passing());
-    if (!for_good || task.spec().directory().empty()) return;
-    std::error_code problem;
-    fs::remove_all(files_at.directory / task.spec().directory(), problem);
-    if (problem)
-      log::warn("checkpoints.not_removed directory={} problem={}", task.spec().directory(),
-                problem.message());
-  }
-
   // ---- messages --------------------------------------------------------------------------------
 
   template <class Body>
@@ -257,7 +242,7 @@ struct SchedulerService::State {
       case MessageType::kProgress:
         return hear_progress(heard);
       case MessageType::kCheckpointed:
-        return parse_and_hear<protocol::Checkpointed>(heard);
+        return hear_checkpointed(heard);
       case MessageType::kResult:
         return hear_result(heard);
       case MessageType::kControlDone:
@@ -302,6 +287,15 @@ struct SchedulerService::State {
     if (!protocol::parse_body(heard.body, body)) return std::nullopt;
     if (auto event = progress.hear(state(), body, clock.now())) said.push_back(std::move(*event));
     return hear(heard.peer, std::move(body));
+  }
+
+  // The one before stands while the store does not hold what is named.
+  std::optional<Error> hear_checkpointed(const protocol::HeardMessage& heard) {
+    protocol::Checkpointed body;
+    if (!protocol::parse_body(heard.body, body)) return std::nullopt;
+    if (is_there(files_at.directory, body)) return hear(heard.peer, std::move(body));
+    log::warn("checkpoint.not_there task={} path={}", body.task(), body.checkpoint().path());
+    return std::nullopt;
   }
 
   std::optional<Error> hear_result(const protocol::HeardMessage& heard) {
@@ -378,6 +372,8 @@ struct SchedulerService::State {
       if (task != nullptr && task->has_succeeded() && !are_there(task->result()))
         submission.lost.insert(spec.id());
     }
+    if (data)
+      for (const journal::TaskSpec& spec : submission.tasks) data->add(spec);
     const std::string name = submission.sweep.name();
     (void)hear("", std::move(submission));
     rows.index(state(), name);
@@ -512,6 +508,12 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
     SAE_TRY(protocol::QueryServer server, protocol::QueryServer::bind(options.client_endpoint));
     desk.emplace(std::move(server));
   }
+  std::optional<DataDesk> data;
+  if (!options.data_endpoint.empty()) {
+    SAE_TRY(DataDesk opened,
+            DataDesk::open(options.data_endpoint, options.security, files.directory));
+    data.emplace(std::move(opened));
+  }
   if (desk && !options.remote_client_endpoint.empty()) {
     SAE_TRY(protocol::QueryServer server,
             protocol::QueryServer::bind(options.remote_client_endpoint, options.security));
@@ -520,6 +522,7 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
   auto state = std::make_unique<State>(std::move(options), std::move(*store), std::move(files),
                                        std::move(artifacts), std::move(link));
   state->desk = std::move(desk);
+  if (data) state->data.emplace(std::move(*data));
   if (state->desk)
     state->desk->answer_at_link(
         [&link = *state->link](const std::string& peer, const protocol::QueryReply& piece) {
@@ -530,7 +533,10 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
   (void)state->hear("", ProcessBegins{.adopt = state->options.stays});
   if (auto committed = state->commit(); !committed)
     return fail(about(state->options.state_directory, committed.error()));
-  for (const auto& [id, task] : state->state().tasks()) state->forget_checkpoints(task);
+  for (const auto& [id, task] : state->state().tasks()) {
+    forget_checkpoints(state->files_at.directory, task);
+    if (state->data && !is_finished(task)) state->data->add(task.spec());
+  }
   prune_logs(state->files_at.directory);
   // One that stays goes on with every sweep there is; else only what is submitted counts.
   if (state->options.stays)
@@ -540,6 +546,7 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
   SAE_TRY_VOID(write_endpoint(service.state_->options.state_directory,
                               {.workers = service.endpoint(),
                                .clients = service.client_endpoint(),
+                               .data = service.data_endpoint(),
                                .pid = ::getpid(),
                                .host = this_host(),
                                .build = service.state_->options.build,
@@ -550,6 +557,9 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
 std::string SchedulerService::endpoint() const { return plain(state_->link->endpoint()); }
 std::string SchedulerService::client_endpoint() const {
   return state_->desk ? plain(state_->desk->endpoint()) : "";
+}
+std::string SchedulerService::data_endpoint() const {
+  return state_->data ? plain(state_->data->announced()) : "";
 }
 
 Result<void> SchedulerService::submit(const sweeps::SweepPlan& plan) {

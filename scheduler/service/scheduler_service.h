@@ -63,7 +63,9 @@ struct ServiceOptions {
   std::string endpoint;                   // to bind: "ipc:///tmp/x/workers", "tcp://127.0.0.1:7077"
   std::string client_endpoint = {};       // the same for those who ask; empty: nobody can
   std::string remote_client_endpoint = {};  // one more, for clients elsewhere
-  protocol::ServerSecurity security = {};   // of tcp:// addresses
+  // The data port, for agents that do not see the store; may end in port "*". Empty: there is none.
+  std::string data_endpoint = {};
+  protocol::ServerSecurity security = {};  // of tcp:// addresses
   // Holds checkpoints and artifacts; absolute. Empty: where they are already, at first the state
   // directory itself.
   std::filesystem::path store_directory = {};
@@ -98,6 +100,7 @@ class SchedulerService {
 
   std::string endpoint() const;         // as bound: with the port that was given for port 0
   std::string client_endpoint() const;  // empty: none
+  std::string data_endpoint() const;    // as agents are told; empty: none
 
   // Of the sweep as the journal has it. Any thread, after run() has returned.
   Result<SweepResult> result(const std::string& sweep) const;

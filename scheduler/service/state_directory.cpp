@@ -81,6 +81,7 @@ Result<void> write_endpoint(const fs::path& state_directory, const Endpoint& end
   const Json json{{"schema", 1},
                   {"endpoint", endpoint.workers},
                   {"clients", endpoint.clients.empty() ? Json(nullptr) : Json(endpoint.clients)},
+                  {"data", endpoint.data.empty() ? Json(nullptr) : Json(endpoint.data)},
                   {"pid", endpoint.pid},
                   {"host", endpoint.host},
                   {"build", endpoint.build},
@@ -102,7 +103,8 @@ std::optional<Endpoint> living_endpoint(const fs::path& state_directory) {
     const auto found = json->find(name);
     return found != json->end() && found->is_string() ? found->get<std::string>() : std::string();
   };
-  Endpoint endpoint{word("endpoint"), word("clients"), 0, word("host"), word("build"), 0};
+  Endpoint endpoint{
+      word("endpoint"), word("clients"), word("data"), 0, word("host"), word("build"), 0};
   if (const auto pid = json->find("pid"); pid != json->end() && pid->is_number_integer())
     endpoint.pid = pid->get<int>();
   if (const auto epoch = json->find("epoch"); epoch != json->end() && epoch->is_number_unsigned())

@@ -31,6 +31,7 @@ Result<Store> open_store(const std::filesystem::path& state_directory,
 struct Endpoint {
   std::string workers;  // "tcp://127.0.0.1:7077"
   std::string clients;  // empty: nobody can ask
+  std::string data;     // the data port; empty: there is none
   int pid = 0;
   std::string host;
   std::string build;

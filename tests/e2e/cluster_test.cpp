@@ -213,14 +213,70 @@ TEST_F(Cluster, RefusesWhatItCannotServeSafely) {
   EXPECT_THAT(second.err, HasSubstr(scene.state("a").string()));
 }
 
-TEST_F(Cluster, AWorkerThatCannotSeeTheStoreSaysSo) {
-  const auto scheduler = scene.serve("a");
-  // Another folder at the same path, as on a machine that shares nothing.
-  fs::rename(scene.state("a") / "store-token", scene.state("a") / "store-token.gone");
+// Of workers that share no folder with the scheduler. All of this is one machine, so the token by
+// which a worker knows the scheduler's folder is put aside while workers begin.
+struct Apart : Cluster {
+  fs::path state = scene.state("a");
+  void hide() const { fs::rename(state / "store-token", state / "store-token.gone"); }
+  void show() const { fs::rename(state / "store-token.gone", state / "store-token"); }
+  fs::path own(const std::string& worker) const { return scene.path() / (worker + "-worker"); }
+};
+
+TEST_F(Apart, WorkersThatShareNoFolderGiveTheBytesOfARun) {
+  scene.write("sweep.yaml", tiny_sweep("300k", "0.2s"));
+  const auto expected = calm();
+  const auto scheduler = scene.serve("a", {});  // with keys, on the data port too
+  hide();
+  const auto worker = [&](const std::string& name) {
+    return std::make_unique<Program>(
+        scene.words({"worker", "--access", (state / "keys" / "worker.access").string(), "--name",
+                     name, "--threads", "1", "--memory", "1GiB", "--state", own(name).string()}),
+        scene.path());
+  };
+  const auto one = worker("one"), two = worker("two");
+  ASSERT_EQ(submit("a").exit_code, 0);
+  const Finished watched = watch("a");
+  ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << one->err() << two->err();
+  expect_the_same("a", expected);
+  EXPECT_TRUE(fs::exists(own("one") / "served-by"));
+  EXPECT_GT(checkpoints(own("one")) + checkpoints(own("two")), 0u) << "made in their own stores";
+  EXPECT_EQ(checkpoints(state), 0u) << "of finished trials nothing is kept";
+}
+
+TEST_F(Apart, WorkersAndSchedulerMayBeKilledAndNoByteChanges) {
+  scene.write("sweep.yaml", tiny_sweep("1M", "0.2s"));
+  const auto expected = calm();
+  auto scheduler = scene.serve("a");
+  hide();
+  auto one = scene.worker("one");
+  ASSERT_EQ(submit("a").exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return checkpoints(state) > 0; })) << one->err();
+  one->signal(SIGKILL);
+  EXPECT_EQ(one->wait().signal, SIGKILL);
+  fs::remove_all(own("one"));  // its machine is gone
+  const auto two = scene.worker("two");
+  // What travelled is where another goes on from.
+  ASSERT_TRUE(eventually([&] { return checkpoints(own("two")) > 0; })) << two->err();
+
+  scheduler->signal(SIGKILL);
+  EXPECT_EQ(scheduler->wait().signal, SIGKILL);
+  show();
+  scheduler = scene.serve("a");  // its data port is another one
+  hide();
+  const auto three = scene.worker("three");
+  const Finished watched = watch("a");
+  ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << two->err() << three->err();
+  expect_the_same("a", expected);
+  EXPECT_TRUE(fs::exists(own("two") / "served-by"));
+}
+
+TEST_F(Apart, WithoutADataPortAWorkerSaysWhatWouldBeRight) {
+  const auto scheduler = scene.serve("a", {"--insecure-loopback", "--data-listen", "off"});
+  hide();
   const auto worker = scene.worker("one");
   const Finished refused = worker->wait();
   EXPECT_EQ(refused.exit_code, 78) << refused.err;
-  EXPECT_THAT(refused.err, HasSubstr("--artifacts"));
+  EXPECT_THAT(refused.err, HasSubstr("--data-listen"));
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core/result.h"
+#include "scheduler/protocol/data_port.h"
 #include "scheduler/protocol/security.h"
 
 namespace saesweep::agent {
@@ -22,8 +23,9 @@ struct AgentOptions {
   protocol::ClientSecurity security = {};  // of a tcp:// one
   std::string name = "local";              // shown to people
   std::string build;                       // of this program
-  // Absolute; holds the cache. Checkpoints, artifacts and the logs of runs go to the scheduler's
-  // store, which it names when it welcomes us and which has to be a folder of this machine.
+  // Absolute; holds the cache. Checkpoints and artifacts go to the scheduler's store, which it
+  // names when it welcomes us: directly if this machine sees it, else they are made here, in a
+  // store of our own, and travel over the data port.
   std::filesystem::path state_directory;
   std::filesystem::path task_program;  // saesweep-task
   std::uint32_t slots = 1;
@@ -40,7 +42,8 @@ struct AgentOptions {
   std::chrono::milliseconds executor_patience{600'000};
   // What runs goes on after a scheduler's BYE too, for `scheduler_patience`; else its BYE is ours.
   bool outlives_scheduler = false;
-  std::chrono::milliseconds idle_timeout{0};  // without a run; 0: waits for ever
+  std::chrono::milliseconds idle_timeout{0};          // without a run; 0: waits for ever
+  protocol::DataClient::Patience data_patience = {};  // with the data port
 };
 
 // Why an agent ended.
@@ -51,7 +54,7 @@ enum class AgentEnd : std::uint8_t {
   kDrained,        // the scheduler asked for no new work, and the old is done
   kAlone,          // the scheduler was gone for too long
   kNotAuthorised,  // the scheduler does not want this agent
-  kMisplaced,      // the scheduler's store is no folder of this machine
+  kMisplaced,      // the scheduler's store is out of reach
 };
 
 class Agent {
@@ -66,7 +69,7 @@ class Agent {
   // Until `stop` (runs are paused: each member checkpoints and says so, then BYE) or until the
   // scheduler says BYE. In the thread that called create().
   // Errors: kUnavailable if the scheduler refused this agent or was gone for too long; what ran has
-  // checkpointed then. kInvalidArgument if its store is no folder of this machine.
+  // checkpointed then. kInvalidArgument if its store is out of reach.
   Result<void> run(std::stop_token stop);
   AgentEnd end() const;  // after run()
 

@@ -39,7 +39,14 @@ void Outbox::say_result(protocol::TaskResult result) {
 
 void Outbox::acknowledge(const protocol::ResultAck& ack) {
   results_.erase({ack.task(), ack.fence()});
-  for (const protocol::ResultAck& other : ack.more()) results_.erase({other.task(), other.fence()});
+}
+
+std::optional<protocol::TaskResult> Outbox::take_back(const protocol::ResultAck& ack) {
+  const auto found = results_.find({ack.task(), ack.fence()});
+  if (found == results_.end()) return std::nullopt;
+  protocol::TaskResult result = std::move(found->second);
+  results_.erase(found);
+  return result;
 }
 
 void Outbox::repeat_results() {

@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -26,6 +27,8 @@ class Outbox {
   void say_result(protocol::TaskResult result);
 
   void acknowledge(const protocol::ResultAck& ack);
+  // A result that was said and did not count. Nothing if it is not known.
+  std::optional<protocol::TaskResult> take_back(const protocol::ResultAck& ack);
   void repeat_results();
   // Those that nobody has answered.
   const std::map<std::pair<std::string, std::uint64_t>, protocol::TaskResult>& unanswered() const {

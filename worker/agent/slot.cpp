@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <string>
 #include <utility>
 
 #include "scheduler/protocol/running_set.h"
@@ -13,21 +15,18 @@ namespace {
 
 constexpr std::size_t kMostStreamsNamed = 64;  // of the cache, in a heartbeat
 
-// Leases that were accepted and not answered.
-std::vector<protocol::Resync::Lease> leases_of(std::span<const Slot> slots) {
-  std::vector<protocol::Resync::Lease> all;
-  const auto add = [&](std::uint64_t run, const std::string& task, std::uint64_t fence) {
-    protocol::Resync::Lease& lease = all.emplace_back();
-    lease.set_run_id(run);
-    lease.set_task(task);
-    lease.set_fence(fence);
-  };
+// Leases that were accepted and not answered: (task, fence) -> run. The answer of some waits.
+using Leases = std::map<std::pair<std::string, std::uint64_t>, std::uint64_t>;
+Leases leases_of(std::span<const Slot> slots, std::span<const Shipping::Waiting> waiting) {
+  Leases all;
   for (const Slot& slot : slots) {
-    for (const auto& [task, fence] : slot.unfinished) add(slot.run->run_id(), task, fence);
+    for (const auto& [task, fence] : slot.unfinished) all[{task, fence}] = slot.run->run_id();
     if (!slot.next) continue;
     for (const auto& member : slot.next->members())
-      add(slot.next->run_id(), member.task(), member.fence());
+      all[{member.task(), member.fence()}] = slot.next->run_id();
   }
+  for (const Shipping::Waiting& one : waiting)
+    if (!one.is_old) all[{one.task, one.fence}] = one.run;
   return all;
 }
 
@@ -96,14 +95,15 @@ protocol::ControlDone not_running(const protocol::Control& wanted) {
   return done;
 }
 
-protocol::Heartbeat heartbeat_of(std::span<const Slot> slots, bool is_serving,
+protocol::Heartbeat heartbeat_of(std::span<const Slot> slots,
+                                 std::span<const Shipping::Waiting> waiting, bool is_serving,
                                  const ChunkService& chunks) {
   protocol::Heartbeat beat;
   std::uint32_t free = 0;
   for (const Slot& slot : slots) free += slot.is_free() ? 1 : 0;
   std::uint64_t hash = 0;
-  const auto running = leases_of(slots);
-  for (const auto& lease : running) hash ^= protocol::lease_hash(lease.task(), lease.fence());
+  const Leases running = leases_of(slots, waiting);
+  for (const auto& [lease, run] : running) hash ^= protocol::lease_hash(lease.first, lease.second);
   beat.set_running(static_cast<std::uint32_t>(running.size()));
   beat.set_running_hash(hash);
   for (const auto& [stream, bytes] : chunks.streams(kMostStreamsNamed)) {
@@ -123,16 +123,26 @@ protocol::Heartbeat heartbeat_of(std::span<const Slot> slots, bool is_serving,
   return beat;
 }
 
-protocol::Resync resync_of(std::span<const Slot> slots, const Outbox& outbox, std::uint64_t epoch) {
+protocol::Resync resync_of(std::span<const Slot> slots, std::span<const Shipping::Waiting> waiting,
+                           const Outbox& outbox, std::uint64_t epoch) {
   protocol::Resync resync;
   resync.set_epoch(epoch);
-  for (protocol::Resync::Lease& lease : leases_of(slots)) *resync.add_running() = std::move(lease);
-  for (const auto& [grant, result] : outbox.unanswered()) {
-    auto& lease = *resync.add_finished();
-    lease.set_run_id(result.run_id());
-    lease.set_task(grant.first);
-    lease.set_fence(grant.second);
+  const auto fill = [](protocol::Resync::Lease& lease, std::uint64_t run, const std::string& task,
+                       std::uint64_t fence) {
+    lease.set_run_id(run);
+    lease.set_task(task);
+    lease.set_fence(fence);
+  };
+  Leases running = leases_of(slots, waiting);
+  for (const Shipping::Waiting& one : waiting) {
+    if (!one.has_result) continue;
+    running.erase({one.task, one.fence});
+    fill(*resync.add_finished(), one.run, one.task, one.fence);
   }
+  for (const auto& [lease, run] : running)
+    fill(*resync.add_running(), run, lease.first, lease.second);
+  for (const auto& [grant, result] : outbox.unanswered())
+    fill(*resync.add_finished(), result.run_id(), grant.first, grant.second);
   return resync;
 }
 

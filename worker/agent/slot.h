@@ -15,6 +15,7 @@
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/executor_process.h"
 #include "worker/agent/outbox.h"
+#include "worker/agent/shipping.h"
 
 namespace saesweep::agent {
 
@@ -27,6 +28,7 @@ struct Slot {
   std::optional<protocol::Progress> progress;  // the newest, not passed on yet
   TimePoint heard;                             // from the executor
   bool more = false;                           // of its messages may be read already
+  bool is_fetching = false;                    // what `run` begins with; no executor has seen it
 
   // The scheduler counts a run as over with the answer of its last member.
   bool is_free() const { return !next && unfinished.empty(); }
@@ -54,9 +56,11 @@ protocol::TaskResult lost_result(std::uint64_t run, const std::string& task, std
 protocol::ControlDone not_running(const protocol::Control& wanted);
 
 // HEARTBEAT without its stamp and the counters that are not the chunk service's.
-protocol::Heartbeat heartbeat_of(std::span<const Slot> slots, bool is_serving,
+protocol::Heartbeat heartbeat_of(std::span<const Slot> slots,
+                                 std::span<const Shipping::Waiting> waiting, bool is_serving,
                                  const ChunkService& chunks);
-// RESYNC: everything that runs, and results that nobody has answered.
-protocol::Resync resync_of(std::span<const Slot> slots, const Outbox& outbox, std::uint64_t epoch);
+// RESYNC: everything that runs, and results that nobody has answered or that wait to be said.
+protocol::Resync resync_of(std::span<const Slot> slots, std::span<const Shipping::Waiting> waiting,
+                           const Outbox& outbox, std::uint64_t epoch);
 
 }  // namespace saesweep::agent

@@ -267,6 +267,18 @@ TEST_F(Deciding, AResultWithoutItsArtifactsIsNoResult) {
   EXPECT_THAT(members_of(world.run(1h)), ElementsAre("train:a"));
 }
 
+TEST_F(Deciding, ArtifactsThatTravelledAndAreNotThereAreAskedForAgain) {
+  world.hear("", sweep_of({"a"}));
+  world.join("w");
+  const auto run = world.run();
+  auto result = World::result(run, run.members(0), protocol::OUTCOME_DONE);
+  result.set_travelled(true);
+  EXPECT_EQ(world.say("w", result, false), "missing");
+  EXPECT_TRUE(is_leased(world.task("train:a"))) << "nothing has changed";
+  EXPECT_EQ(world.say("w", result), "committed");
+  EXPECT_EQ(world.say("w", result, false), "duplicate");
+}
+
 // ---- deaths -------------------------------------------------------------------------------------
 
 TEST_F(Deciding, ARunThatDiesTwiceIsHalvedUntilOneIsAloneAndGivenUpAfterThree) {

@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
+#include <string>
+#include <thread>
 
 #include "core/files.h"
 #include "metrics/telemetry/telemetry.h"
@@ -94,6 +97,46 @@ TEST_F(Service, FinishesASweepAndTellsAboutIt) {
               HasSubstr("saesweep_task_attempts_total{kind=\"train\",outcome=\"done\"} 2"));
   EXPECT_THAT(differences(), IsEmpty());
   EXPECT_THAT(list_sweeps(state).value(), ElementsAre("widths"));
+}
+
+TEST_F(Service, OfCheckpointsTheTwoNewestAreKept) {
+  std::set<std::string> left;
+  const auto behaviour = [&](FakeAgent& agent, const auto& run, const auto& member) {
+    if (member.kind() == protocol::TASK_KIND_TRAIN) {
+      for (const std::uint64_t step : {10, 20, 30}) agent.checkpoint(run, member, step);
+      const fs::path lease = state / member.trial_directory() / fmt::format("f{}", member.fence());
+      for (int i = 0; i < 10'000 && fs::exists(lease / "step-10"); ++i)
+        std::this_thread::sleep_for(1ms);
+      for (const auto& entry : fs::directory_iterator(lease)) left.insert(entry.path().filename());
+    }
+    agent.succeed(run, member);
+  };
+  ASSERT_TRUE(run(plan_of({4}), behaviour).value());
+  EXPECT_THAT(left, ElementsAre("step-20", "step-30"));
+}
+
+TEST_F(Service, ACheckpointThatDidNotArriveIsNotGoneOnFrom) {
+  const auto behaviour = [&](FakeAgent& agent, const auto& run, const auto& member) {
+    if (member.kind() == protocol::TASK_KIND_TRAIN && member.fence() == 1) {
+      agent.checkpoint(run, member, 10);
+      protocol::Checkpointed lie;
+      lie.set_run_id(run.run_id());
+      lie.set_task(member.task());
+      lie.set_fence(member.fence());
+      lie.mutable_checkpoint()->set_path(member.trial_directory() + "/f1/step-20");
+      lie.mutable_checkpoint()->set_step(20);
+      lie.set_travelled(true);
+      agent.say(protocol::MessageType::kCheckpointed, lie);
+      return agent.say(protocol::MessageType::kResult,
+                       FakeAgent::result(run, member, protocol::OUTCOME_RETRY, "again"));
+    }
+    if (member.kind() == protocol::TASK_KIND_TRAIN) {
+      EXPECT_EQ(member.resume().step(), 10u);
+    }
+    agent.succeed(run, member);
+  };
+  ASSERT_TRUE(run(plan_of({4}), behaviour).value());
+  EXPECT_EQ(trained, 1u);
 }
 
 TEST_F(Service, DetailsOfARowAreThoseOfCore) {

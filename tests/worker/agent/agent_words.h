@@ -106,6 +106,7 @@ class AgentTest : public testing::Test {
           protocol::Checkpointed checkpointed;
           ASSERT_TRUE(protocol::parse_body(heard.body, checkpointed));
           checkpoints_[checkpointed.task()] = checkpointed;
+          if (on_checkpoint_) on_checkpoint_(checkpointed);
           break;
         }
         case MessageType::kResult: {
@@ -116,6 +117,7 @@ class AgentTest : public testing::Test {
           protocol::ResultAck ack;
           ack.set_task(result.task());
           ack.set_fence(result.fence());
+          ack.set_verdict(verdict_of_ ? verdict_of_(result) : "committed");
           if (acknowledges_) send(MessageType::kResultAck, ack, true);
           break;
         }
@@ -156,6 +158,9 @@ class AgentTest : public testing::Test {
     protocol::Welcome welcome;
     welcome.set_epoch(epoch_);
     welcome.set_heartbeat_ms(20);
+    welcome.set_store_directory(store_directory_);
+    welcome.set_store_token(store_token_);
+    welcome.set_data_endpoint(data_endpoint_);
     send(MessageType::kWelcome, welcome, false);
   }
 
@@ -210,6 +215,10 @@ class AgentTest : public testing::Test {
   protocol::Resync resync_;
   int resync_count_ = 0;
   bool is_mute_ = false, rejects_ = false, acknowledges_ = true;
+  // What WELCOME says of the store.
+  std::string store_directory_, store_token_, data_endpoint_;
+  std::function<std::string(const protocol::TaskResult&)> verdict_of_;
+  std::function<void(const protocol::Checkpointed&)> on_checkpoint_;
 
   // What the agent said.
   protocol::Hello hello_;

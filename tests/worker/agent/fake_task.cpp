@@ -12,6 +12,9 @@
 //   {"do": "half", ...}              answers the first member, then dies
 //   {"do": "chatter", "messages": n} that much progress, then done
 //   {"do": "garbage"}                bytes that are no message
+//   {"do": "train", ...}             goes on from its checkpoint, makes "checkpoints" more and the
+//                                    artifact "text", waits for "until" (a path) if it is there;
+//                                    the summary says what it found: "resumed", "inputs"
 //   {"do": "chunks", "count": n}     fetches chunks through the agent; the summary counts harvests
 // With "say": what it prints to stderr first; "tokens": how many it trained on.
 #include <sys/stat.h>
@@ -25,11 +28,13 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/digest.h"
 #include "core/dtype.h"
 #include "core/json.h"
 #include "scheduler/protocol/executor_channel.h"
@@ -109,6 +114,7 @@ class FakeTask {
       }
       return finish_all(about_me());
     }
+    if (what == "train") return train(run.members(0), spec);
     if (what == "garbage") {
       const std::string bytes("\x04\0\0\0\xff\xff\xff\xff", 8);
       if (::write(channel_.socket(), bytes.data(), bytes.size()) < 0) std::_Exit(1);
@@ -143,6 +149,59 @@ class FakeTask {
     result.set_outcome(protocol::OUTCOME_DONE);
     result.set_summary(summary.dump());
     send(envelope);
+  }
+  static std::string read(const std::filesystem::path& file) {
+    std::ifstream in(file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  // Steps are numbered on, and a checkpoint's text is that of the one before with its step.
+  void train(const protocol::Member& member, const Json& spec) {
+    const std::filesystem::path state = start_.state_directory();
+    Json summary{{"resumed", ""}, {"inputs", Json::array()}, {"spec", spec}};
+    std::uint64_t step = 0;
+    std::string text;
+    if (member.has_resume()) {
+      text = read(state / member.resume().path() / "state.txt");
+      step = member.resume().step();
+      summary["resumed"] = text;
+    }
+    for (const auto& input : member.inputs())
+      summary["inputs"].push_back(read(state / "artifacts" / input.sha256()));
+    for (int i = 0; i < spec.value("checkpoints", 0); ++i) {
+      text += fmt::format(" {}", ++step);
+      const std::string path =
+          fmt::format("{}/f{}/step-{}", member.trial_directory(), member.fence(), step);
+      std::filesystem::create_directories(state / path);
+      std::ofstream(state / path / "state.txt") << text;
+      protocol::Envelope envelope;
+      auto& checkpointed = *envelope.mutable_checkpointed();
+      checkpointed.set_run_id(run_.run_id());
+      checkpointed.set_task(member.task());
+      checkpointed.set_fence(member.fence());
+      checkpointed.mutable_checkpoint()->set_path(path);
+      checkpointed.mutable_checkpoint()->set_step(step);
+      send(envelope);
+    }
+    const std::filesystem::path until = spec.value("until", "");
+    while (!until.empty() && !std::filesystem::exists(until)) std::this_thread::sleep_for(2ms);
+    const std::string made = spec.value("text", "");
+    protocol::Envelope envelope;
+    auto& result = *envelope.mutable_result();
+    result.set_run_id(run_.run_id());
+    result.set_task(member.task());
+    result.set_fence(member.fence());
+    result.set_outcome(protocol::OUTCOME_DONE);
+    result.set_summary(summary.dump());
+    if (!made.empty()) {
+      auto& artifact = *result.add_artifacts();
+      artifact.set_name("text");
+      artifact.set_sha256(sha256(made).hex());
+      artifact.set_bytes(made.size());
+      std::filesystem::create_directories(state / "artifacts");
+      std::ofstream(state / "artifacts" / artifact.sha256()) << made;
+    }
+    send(envelope);
+    end_run();
   }
   void end_run() {
     protocol::Envelope envelope;

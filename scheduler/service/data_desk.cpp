@@ -1,0 +1,37 @@
+#include "scheduler/service/data_desk.h"
+
+#include <string_view>
+#include <system_error>
+
+#include "scheduler/service/object_server.h"
+
+namespace saesweep::scheduler {
+
+Result<DataDesk> DataDesk::open(const std::string& endpoint,
+                                const protocol::ServerSecurity& security,
+                                const std::filesystem::path& store) {
+  SAE_TRY(storage::ObjectStore opened, storage::ObjectStore::open(store));
+  std::unique_ptr<Objects> objects(new Objects{.store = std::move(opened)});
+  SAE_TRY(protocol::DataServer server,
+          protocol::DataServer::start(
+              endpoint, security, [raw = objects.get()](const protocol::DataRequest& request) {
+                return answer_data_request(raw->store, request, &raw->files);
+              }));
+  return DataDesk(std::move(objects), std::move(server));
+}
+
+std::string DataDesk::announced() const {
+  const std::string& bound = server_.endpoint();
+  for (const std::string_view every : {"tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"})
+    if (bound.starts_with(every)) return "tcp://*:" + bound.substr(every.size());
+  return bound;
+}
+
+bool is_there(const std::filesystem::path& store, const protocol::Checkpointed& checkpointed) {
+  const std::string& path = checkpointed.checkpoint().path();
+  std::error_code ignored;
+  return !checkpointed.travelled() ||
+         (storage::is_object_name(path) && std::filesystem::is_directory(store / path, ignored));
+}
+
+}  // namespace saesweep::scheduler
