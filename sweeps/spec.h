@@ -148,7 +148,7 @@ struct TrainingSpec {
   SparsityFunction sparsity_function = SparsityFunction::kLpP;
   // jumprelu
   SparsityLoss sparsity_loss = SparsityLoss::kL0Target;
-  std::optional<double> l0_target;       // of kL0Target; beside an l1: what steers it
+  std::optional<double> l0_target;       // of kL0Target; beside l1: what it is steered to
   std::optional<double> l0_coefficient;  // of the penalty
   double bandwidth = 0;                  // width of the window that gives thresholds a gradient
   double init_threshold = 0;             // of every latent
