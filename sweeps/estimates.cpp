@@ -39,7 +39,13 @@ bool is_gated(const TrainingSpec& spec) {
          spec.architecture == Architecture::kGatedPAnneal;
 }
 
+// d_in: of a joint stream the values of all its hooks.
 std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
+  if (is_transcoder(spec.architecture)) {
+    // Of a row about one half is read and one half predicted.
+    const bool skips = spec.architecture == Architecture::kSkipTranscoder;
+    return spec.d_sae * (d_in + 1) + d_in + (skips ? d_in / 2 * ((d_in + 1) / 2) : 0);
+  }
   std::uint64_t biases = 1;  // and what else there is one of a latent
   if (is_gated(spec)) biases = 3;
   if (spec.architecture == Architecture::kJumpRelu) biases = 2;
@@ -47,7 +53,8 @@ std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
 }
 
 double training_seconds(const TrainingSpec& spec, std::uint64_t d_in) {
-  const double width = static_cast<double>(spec.d_sae), d = static_cast<double>(d_in);
+  const double width = static_cast<double>(spec.d_sae);
+  const double d = static_cast<double>(d_in) / (is_transcoder(spec.architecture) ? 2 : 1);
   // Products per token. Dense: two forward, three backward; gated: the gate's reconstruction and
   // its way back as well. TopK: a dense encoder, the rest for k of the features, and selecting
   // them, which costs about another product of the encoder's size.
@@ -119,7 +126,7 @@ SweepEstimate estimate(const SweepPlan& plan) {
   std::map<std::string, PerStream> streams;
   const auto train = [&](const TrainingSpec& spec, const PlannedStream& stream) {
     const std::uint64_t bytes = estimated_training_memory(spec, stream.d_in);
-    PerStream& per = streams[stream.spec.hook];
+    PerStream& per = streams[stream.spec.label()];
     per.training_bytes += bytes;
     per.largest = std::max(per.largest, bytes);
     per.passes = std::max(
@@ -129,12 +136,12 @@ SweepEstimate estimate(const SweepPlan& plan) {
     // A checkpoint holds weights and moments; the dictionary and its curve and scores are kept.
     result.disk_bytes += parameters(spec, stream.d_in) * 4 * (3 + 1) + 200 * spec.d_sae;
   };
-  const auto stream_named = [&plan](const std::string& hook) {
+  const auto stream_named = [&plan](const std::string& label) {
     return std::find_if(plan.streams.begin(), plan.streams.end(),
-                        [&](const PlannedStream& each) { return each.spec.hook == hook; });
+                        [&](const PlannedStream& each) { return each.spec.label() == label; });
   };
   for (const PlannedTrial& trial : plan.trials)
-    train(trial.spec.training, *stream_named(trial.spec.stream.hook));
+    train(trial.spec.training, *stream_named(trial.spec.stream.label()));
   for (const PlannedBaseline& baseline : plan.baselines)
     if (baseline.spec.name == "random_model")
       train(*baseline.spec.training, *stream_named(baseline.spec.hook));
@@ -142,7 +149,7 @@ SweepEstimate estimate(const SweepPlan& plan) {
   std::uint64_t cached = 0;
   const std::uint64_t slots = plan.resources.slots;
   for (const PlannedStream& stream : plan.streams) {
-    const PerStream& per = streams[stream.spec.hook];
+    const PerStream& per = streams[stream.spec.label()];
     const std::uint64_t bytes = stream_bytes(stream);
     cached += bytes;
     const double harvested = bytes <= plan.cache_bytes ? std::min(1.0, per.passes) : per.passes;
@@ -160,7 +167,7 @@ SweepEstimate estimate(const SweepPlan& plan) {
   // Scores: clean, replaced and ablated passes of the model and one of the dictionary.
   for (const EvaluationSpec& evaluation : plan.evaluations)
     for (const PlannedTrial& trial : plan.trials) {
-      const PlannedStream& stream = *stream_named(trial.spec.stream.hook);
+      const PlannedStream& stream = *stream_named(trial.spec.stream.label());
       const double tokens = evaluation.kind == "core"
                                 ? 2 * static_cast<double>(evaluation.tokens)
                                 : static_cast<double>(evaluation.games * stream.rows_per_document);
@@ -183,7 +190,7 @@ std::vector<std::string> warnings_of(const SweepPlan& plan) {
     passes = std::max(passes, static_cast<double>(trial.spec.training.tokens) /
                                   static_cast<double>(trial.spec.stream.tokens));
     for (const PlannedStream& stream : plan.streams)
-      if (stream.spec.hook == trial.spec.stream.hook)
+      if (stream.spec == trial.spec.stream)
         largest =
             std::max(largest, kExecutorBytes + group_bytes(stream) +
                                   estimated_training_memory(trial.spec.training, stream.d_in));

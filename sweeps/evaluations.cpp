@@ -204,7 +204,13 @@ class BaselinePlanner {
                   const BaselineSettings& settings, const Section& top, Problems& problems)
       : source_(source), trials_(trials), settings_(settings), top_(top), problems_(problems) {
     std::vector<std::uint64_t> sparsities;
+    // Of what is trained on single hooks, as baselines are, if there is any.
+    const auto is_single = [](const PlannedTrial& trial) {
+      return trial.spec.stream.joined.empty();
+    };
+    const bool any_single = std::any_of(trials.begin(), trials.end(), is_single);
     for (const PlannedTrial& trial : trials) {
+      if (any_single && !is_single(trial)) continue;
       widths_.push_back(trial.spec.training.d_sae);
       if (trial.spec.training.k) sparsities.push_back(*trial.spec.training.k);
     }
@@ -334,9 +340,16 @@ std::vector<PlannedBaseline> plan_baselines(std::span<const std::string> names,
                                             const BaselineSettings& settings, const Section& top,
                                             Problems& problems) {
   BaselinePlanner planner(source, trials, settings, top, problems);
-  if (trials.empty()) return {};
+  if (trials.empty() || names.empty()) return {};
+  if (std::none_of(streams.begin(), streams.end(),
+                   [](const PlannedStream& stream) { return stream.spec.joined.empty(); }))
+    top.add("baselines",
+            "are of single hooks, and every trial reads several at once; activations.hooks for "
+            "them, or leaving them out, would be right");
+  // What a baseline of several hooks at once would be, nobody has said.
   for (const PlannedStream& stream : streams)
-    for (const std::string& name : names) planner.add(name, stream);
+    if (stream.spec.joined.empty())
+      for (const std::string& name : names) planner.add(name, stream);
   return planner.take();
 }
 

@@ -28,7 +28,8 @@ struct BaselineSettings {
   Search search;
 };
 
-// One row per hook and name, per distinct d_sae for random_sae, in this order.
+// One row per hook and name, per distinct d_sae for random_sae, in this order; none of joint
+// streams.
 std::vector<PlannedBaseline> plan_baselines(std::span<const std::string> names,
                                             const StreamSource& source,
                                             std::span<const PlannedStream> streams,

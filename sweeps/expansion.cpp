@@ -32,7 +32,10 @@ std::vector<ParameterId> sparsity_keys(Architecture architecture) {
   std::vector<ParameterId> keys;
   for (const ParameterId id :
        {ParameterId::kK, ParameterId::kL1, ParameterId::kL0Target, ParameterId::kL0Coefficient})
-    if (parameter(id).applies(architecture)) keys.push_back(id);
+    if (parameter(id).applies(architecture) &&
+        // Beside an l1 it only steers.
+        !(id == ParameterId::kL0Target && parameter(ParameterId::kL1).applies(architecture)))
+      keys.push_back(id);
   return keys;
 }
 
@@ -42,6 +45,88 @@ std::string sparsity_key_names(Architecture architecture) {
   for (const ParameterId id : sparsity_keys(architecture))
     names += (names.empty() ? "" : " or ") + std::string(parameter(id).name);
   return names;
+}
+
+// A name or a list of them.
+void read_names(const Section& section, std::string_view key, std::vector<std::string>& names,
+                std::vector<const YamlNode*>& nodes, Problems& problems) {
+  const YamlNode* node = section.find(key);
+  if (node == nullptr) return;
+  const auto add = [&](const YamlNode& item, const std::string& path) {
+    const auto text =
+        scalar_text(item, path, "the name of a hook, or a list of them, would be right", problems);
+    if (!text) return;
+    names.push_back(*text);
+    nodes.push_back(&item);
+  };
+  if (!node->is_sequence()) return add(*node, section.path_of(key));
+  if (node->items.empty()) section.add(key, "is an empty list; at least one hook would be right");
+  for (std::size_t i = 0; i < node->items.size(); ++i)
+    add(node->items[i], fmt::format("{}[{}]", section.path_of(key), i));
+}
+
+// hook and hook_out of transcoders, one beside the other.
+void read_pairs(const Section& section, Family& family, Problems& problems) {
+  const std::string_view arch = to_string(family.architecture);
+  if (family.hooks.empty() && section.node().find("hook") == nullptr)
+    section.require("hook",
+                    fmt::format("{} needs the hook it reads, like blocks.2.hook_resid_mid", arch));
+  if (section.require("hook_out",
+                      fmt::format("{} needs the hook it predicts, like blocks.2.hook_mlp_out",
+                                  arch)) == nullptr)
+    return;
+  read_names(section, "hook_out", family.hooks_out, family.hook_out_nodes, problems);
+  if (family.hooks.empty() || family.hooks_out.empty()) return;
+  if (family.hooks_out.size() != family.hooks.size())
+    return section.add("hook_out",
+                       fmt::format("names {} hooks and hook {}; one beside each would be right",
+                                   family.hooks_out.size(), family.hooks.size()));
+  for (std::size_t i = 0; i < family.hooks.size(); ++i)
+    if (family.hooks[i] == family.hooks_out[i])
+      problems.add(*family.hook_out_nodes[i], section.path_of("hook_out"),
+                   fmt::format("'{}' is what is read; another hook, or arch: topk, would be right",
+                               family.hooks_out[i]));
+}
+
+// hooks of a crosscoder, read together.
+void read_joint(const Section& section, Family& family, Problems& problems) {
+  family.hooks.clear();  // `train.hook` is about single hooks
+  family.hook_nodes.clear();
+  if (section.require("hooks",
+                      "crosscoder needs the hooks it reads together, like "
+                      "[blocks.1.hook_resid_post, blocks.2.hook_resid_post]") == nullptr)
+    return;
+  const std::size_t problems_before = problems.size();
+  read_names(section, "hooks", family.hooks, family.hook_nodes, problems);
+  if (problems.size() != problems_before) return;
+  if (family.hooks.size() < 2)
+    return section.add("hooks", "is one hook; two or more, or another arch, would be right");
+  for (std::size_t i = 0; i < family.hooks.size(); ++i)
+    if (std::find(family.hooks.begin(), family.hooks.begin() + static_cast<std::ptrdiff_t>(i),
+                  family.hooks[i]) != family.hooks.begin() + static_cast<std::ptrdiff_t>(i))
+      problems.add(*family.hook_nodes[i], fmt::format("{}[{}]", section.path_of("hooks"), i),
+                   fmt::format("'{}' stands twice; once would be right", family.hooks[i]));
+}
+
+void read_family_hooks(const Section& section, const SharedParameters& shared, Family& family,
+                       std::optional<Architecture> architecture, Problems& problems) {
+  SharedParameters own = {
+      .axes = {}, .seeds = {}, .hooks = shared.hooks, .hook_nodes = shared.hook_nodes};
+  const bool crosses = architecture == Architecture::kCrosscoder;
+  if (!crosses) read_hooks(section, own, problems);
+  family.hooks = std::move(own.hooks);
+  family.hook_nodes = std::move(own.hook_nodes);
+  if (!architecture) return;
+  const auto refuse = [&](const char* key, bool is_meant, const char* right) {
+    if (!is_meant && section.node().find(key) != nullptr)
+      section.add(key, fmt::format("does not apply to {}; {} would be right",
+                                   to_string(*architecture), right));
+  };
+  refuse("hook", !crosses, "hooks, a list,");
+  refuse("hook_out", is_transcoder(*architecture), "leaving it out");
+  refuse("hooks", crosses, is_transcoder(*architecture) ? "hook and hook_out" : "hook");
+  if (is_transcoder(*architecture)) read_pairs(section, family, problems);
+  if (crosses) read_joint(section, family, problems);
 }
 
 bool check_draws(const std::vector<ParameterAxis>& axes, const Search& search, Problems& problems) {
@@ -84,22 +169,24 @@ ParameterValue drawn_parameter(const ParameterAxis& axis, const DrawnValue& draw
 }  // namespace
 
 void read_hooks(const Section& section, SharedParameters& shared, Problems& problems) {
-  const YamlNode* node = section.find("hook");
-  if (node == nullptr) return;
+  if (section.find("hook") == nullptr) return;
   shared.hooks.clear();
   shared.hook_nodes.clear();
-  const auto add = [&](const YamlNode& item, const std::string& path) {
-    const auto text =
-        scalar_text(item, path, "the name of a hook, or a list of them, would be right", problems);
-    if (!text) return;
-    shared.hooks.push_back(*text);
-    shared.hook_nodes.push_back(&item);
-  };
-  if (!node->is_sequence()) return add(*node, section.path_of("hook"));
-  if (node->items.empty())
-    section.add("hook", "is an empty list; at least one hook would be right");
-  for (std::size_t i = 0; i < node->items.size(); ++i)
-    add(node->items[i], fmt::format("{}[{}]", section.path_of("hook"), i));
+  read_names(section, "hook", shared.hooks, shared.hook_nodes, problems);
+}
+
+std::vector<std::vector<std::string>> Family::streams() const {
+  if (architecture == Architecture::kCrosscoder) return {hooks};
+  std::vector<std::vector<std::string>> all;
+  for (std::size_t i = 0; i < hooks.size(); ++i) {
+    all.push_back({hooks[i]});
+    if (is_transcoder(architecture)) all.back().push_back(hooks_out[i]);
+  }
+  return all;
+}
+
+const char* Family::hook_key() const {
+  return architecture == Architecture::kCrosscoder ? "hooks" : "hook";
 }
 
 std::uint64_t Family::count() const {
@@ -154,11 +241,7 @@ std::optional<Family> read_family(const YamlNode& node, const std::string& path,
   family.path = path;
   const auto architecture = read_architecture(section, problems);
   if (architecture) family.architecture = *architecture;
-  SharedParameters own = {
-      .axes = {}, .seeds = {}, .hooks = shared.hooks, .hook_nodes = shared.hook_nodes};
-  read_hooks(section, own, problems);
-  family.hooks = std::move(own.hooks);
-  family.hook_nodes = std::move(own.hook_nodes);
+  read_family_hooks(section, shared, family, architecture, problems);
   if (shared.seeds) family.seeds_ = *shared.seeds;
   if (const YamlNode* seed = section.find("seed"))
     if (auto seeds = read_seeds(*seed, section.path_of("seed"), problems))

@@ -45,9 +45,18 @@ class Family {
  public:
   Architecture architecture = Architecture::kTopK;
   const YamlNode* node = nullptr;
-  std::string path;                // "trials[0]"
-  std::vector<std::string> hooks;  // empty: all of the sweep
+  std::string path;  // "trials[0]"
+  // Each a stream, empty: all of the sweep. Of transcoders what is read, one a stream; of a
+  // crosscoder all that it reads together.
+  std::vector<std::string> hooks;
   std::vector<const YamlNode*> hook_nodes;
+  std::vector<std::string>
+      hooks_out;  // of transcoders: what is predicted, one beside each of hooks
+  std::vector<const YamlNode*> hook_out_nodes;
+
+  // The hooks of each stream; nothing where the sweep says them.
+  std::vector<std::vector<std::string>> streams() const;
+  const char* hook_key() const;  // "hook", of a crosscoder "hooks"
 
   // Trials per hook; kMaxTrials + 1 if there are more than kMaxTrials.
   std::uint64_t count() const;

@@ -111,6 +111,14 @@ class JsonFields {
     return true;
   }
 
+  static bool take(const Json& field, std::vector<std::string>& out) {
+    if (!field.is_array()) return false;
+    out.assign(field.size(), "");
+    for (std::size_t i = 0; i < out.size(); ++i)
+      if (!take(field[i], out[i])) return false;
+    return true;
+  }
+
   std::string what_;
   const Json& json_;
   std::set<std::string> seen_;

@@ -31,24 +31,27 @@ constexpr std::array kTrainLmKeys{
     "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "optimizer"sv,
     "targets"sv,      "init_scale"sv,   "seed"sv,      "precision"sv};
 
-constexpr std::array kLaterKeys{"early_stopping"sv, "hook_out"sv};
-constexpr std::array kLaterArchitectures{"end_to_end"sv, "transcoder"sv, "skip_transcoder"sv,
-                                         "crosscoder"sv};
+constexpr std::array kLaterKeys{"early_stopping"sv};
+constexpr std::array kLaterArchitectures{"end_to_end"sv};
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
 constexpr std::array kArchitectures{
-    "standard"sv,  "standard_bricken"sv, "gated"sv,    "jumprelu"sv,      "topk"sv,
-    "batchtopk"sv, "matryoshka"sv,       "p_anneal"sv, "gated_p_anneal"sv};
+    "standard"sv,       "standard_bricken"sv, "gated"sv,           "jumprelu"sv,
+    "topk"sv,           "batchtopk"sv,        "matryoshka"sv,      "p_anneal"sv,
+    "gated_p_anneal"sv, "transcoder"sv,       "skip_transcoder"sv, "crosscoder"sv};
 constexpr std::array kBaselines{"identity"sv,     "pca"sv,       "random_sae"sv, "neurons"sv,
                                 "linear_probe"sv, "always_on"sv, "placement"sv,  "random_model"sv};
 
 bool all(Architecture) { return true; }
-bool with_k(Architecture a) { return a == kTopK || a == kBatchTopK || a == kMatryoshka; }
+bool with_threshold(Architecture a) { return a == kTopK || a == kBatchTopK || a == kMatryoshka; }
+bool with_k(Architecture a) { return with_threshold(a) || is_transcoder(a); }
 bool penalised(Architecture a) { return !with_k(a); }
 bool jumps(Architecture a) { return a == kJumpRelu; }
 bool with_l1(Architecture a) { return penalised(a) && !jumps(a); }
+bool with_l0_target(Architecture a) { return penalised(a); }
 bool annealed(Architecture a) { return a == kPAnneal || a == kGatedPAnneal; }
 bool over_batch(Architecture a) { return a == kBatchTopK || a == kMatryoshka; }
 bool nested(Architecture a) { return a == kMatryoshka; }
+bool single(Architecture a) { return !is_joint(a); }
 
 constexpr std::array kSparsityFunctions{"lp"sv, "lp_p"sv};
 constexpr std::array kSparsityLosses{"l0"sv, "l0_target"sv, "tanh"sv};
@@ -65,7 +68,7 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
     {ParameterId::kDSae, "d_sae", ParameterKind::kCount, all, 1, kMaxWidth},
     {ParameterId::kK, "k", ParameterKind::kCount, with_k, 1, kMaxWidth},
     {ParameterId::kL1, "l1", ParameterKind::kReal, with_l1, 0, kAnyReal},
-    {ParameterId::kL0Target, "l0_target", ParameterKind::kReal, jumps, 0, kMaxWidth, true},
+    {ParameterId::kL0Target, "l0_target", ParameterKind::kReal, with_l0_target, 0, kMaxWidth, true},
     {ParameterId::kL0Coefficient, "l0_coefficient", ParameterKind::kReal, jumps, 0, kAnyReal},
     {ParameterId::kLr, "lr", ParameterKind::kReal, all, 0, kAnyReal, true},
     {ParameterId::kAdamBetas, "adam_betas", ParameterKind::kBetas, all},
@@ -77,8 +80,9 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
     {ParameterId::kAuxKWeight, "aux_k_weight", ParameterKind::kReal, with_k, 0, kAnyReal},
     {ParameterId::kDeadAfterTokens, "dead_after_tokens", ParameterKind::kCount, with_k, 1,
      kManyTokens},
-    {ParameterId::kThresholdBeta, "threshold_beta", ParameterKind::kReal, with_k, 0, 1},
-    {ParameterId::kThresholdStartStep, "threshold_start_step", ParameterKind::kSteps, with_k},
+    {ParameterId::kThresholdBeta, "threshold_beta", ParameterKind::kReal, with_threshold, 0, 1},
+    {ParameterId::kThresholdStartStep, "threshold_start_step", ParameterKind::kSteps,
+     with_threshold},
     {ParameterId::kSelectScope, "select_scope", ParameterKind::kWord, over_batch, 0, 0, false,
      kSelectScopes},
     {ParameterId::kGroupFractions, "group_fractions", ParameterKind::kFractions, nested},
@@ -94,7 +98,7 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
      kSparsityLosses},
     {ParameterId::kBandwidth, "bandwidth", ParameterKind::kReal, jumps, 0, kAnyReal, true},
     {ParameterId::kInitThreshold, "init_threshold", ParameterKind::kReal, jumps, 0, kAnyReal},
-    {ParameterId::kInit, "init", ParameterKind::kPath, all},
+    {ParameterId::kInit, "init", ParameterKind::kPath, single},
 }};
 
 std::vector<std::string_view> with_parameters(std::initializer_list<std::string_view> own) {
@@ -109,7 +113,7 @@ std::span<const std::string_view> known_keys(KeySet set) {
   static const std::vector<std::string_view> train_keys = with_parameters(
       {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed", "hook"});
   static const std::vector<std::string_view> family_keys =
-      with_parameters({"arch", "hook", "seed"});
+      with_parameters({"arch", "hook", "hook_out", "hooks", "seed"});
   switch (set) {
     case KeySet::kTop:
       return kTopKeys;

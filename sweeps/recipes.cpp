@@ -152,6 +152,67 @@ constexpr std::string_view kSaebenchV1Gates = R"json({
  }
 })json";
 
+// SAEBench has no dictionaries of several hooks. Transcoders: encoder, start and loss as sparsify
+// (EleutherAI/sparsify, its SparseCoder with transcode) has them, optimiser and schedule as the
+// others.
+constexpr std::string_view kSaebenchV1Transcoders = R"json({
+ "name": "saebench-v1",
+ "batch": 2048,
+ "optimizer": {"name": "adam", "lr": 0.0003, "betas": [0.9, 0.999], "epsilon": 1e-8,
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "warmup_steps": "1000", "decay_start": "80%"},
+ "scale": "what is read and what is predicted are normalised each by its own factor",
+ "reconstruction_loss": "fvu: squared error of y summed over d_out and the rows of the batch, divided by the squared distance of y from its batch mean, summed likewise",
+ "l0": "count of f != 0 per row, mean over rows",
+ "architectures": {
+  "transcoder": {
+   "source": "sparsify",
+   "encoder": "relu(x W_enc^T + b_enc), then the k largest of each row; b_dec is not subtracted from x",
+   "prediction": "y = f W_dec + b_dec",
+   "penalty": "none",
+   "aux_k": "d_out/2", "aux_k_weight": 0.0,
+   "aux_loss": "residual e = y - y_hat (detached) reconstructed without bias from the min(aux_k, dead) largest relu activations of dead latents: squared error summed over d_out, mean over rows, divided by the squared distance of e from its batch mean, summed over d_out, mean over rows; not a number counts as 0",
+   "dead_after_tokens": 10000000, "dead": "tokens since fired >= dead_after_tokens, counted before the auxiliary loss of the same step",
+   "decoder": "free",
+   "init": "W_enc rows random directions of norm 1/sqrt(3), W_dec 0; of the first batch: b_enc = -W_enc mean(x), b_dec = mean(y)",
+   "grad_clip": null},
+  "skip_transcoder": {
+   "source": "sparsify",
+   "encoder": "relu(x W_enc^T + b_enc), then the k largest of each row; b_dec is not subtracted from x",
+   "prediction": "y = f W_dec + x W_skip^T + b_dec",
+   "penalty": "none",
+   "aux_k": "d_out/2", "aux_k_weight": 0.0,
+   "aux_loss": "residual e = y - y_hat (detached) reconstructed without bias from the min(aux_k, dead) largest relu activations of dead latents: squared error summed over d_out, mean over rows, divided by the squared distance of e from its batch mean, summed over d_out, mean over rows; not a number counts as 0",
+   "dead_after_tokens": 10000000, "dead": "tokens since fired >= dead_after_tokens, counted before the auxiliary loss of the same step",
+   "decoder": "free",
+   "init": "W_enc rows random directions of norm 1/sqrt(3), W_dec 0, W_skip 0; of the first batch: b_enc = -W_enc mean(x), b_dec = mean(y)",
+   "grad_clip": null}
+ }
+})json";
+
+// As ckkissane/crosscoder-model-diff-replication trains them (after Lindsey et al. 2024).
+constexpr std::string_view kSaebenchV1Crosscoders = R"json({
+ "name": "saebench-v1",
+ "batch": 2048,
+ "optimizer": {"name": "adam", "lr": 0.00005, "betas": [0.9, 0.999], "epsilon": 1e-8,
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "warmup_steps": "0", "decay_start": "80%"},
+ "scale": "every hook is normalised by its own factor",
+ "reconstruction_loss": "mse_sum: squared error summed over the hooks and their d_in, mean over the rows of the batch",
+ "l0": "count of f != 0 per row, mean over rows",
+ "architectures": {
+  "crosscoder": {
+   "source": "crosscoder-model-diff-replication",
+   "encoder": "relu(sum_m x_m W_enc_m^T + b_enc); b_dec is not subtracted from x",
+   "reconstruction": "x_m = f W_dec_m + b_dec_m",
+   "penalty": "l1 * s(step) * sum_i f_i sum_m |W_dec_m_i|_2, mean over rows; s = min(step/sparsity_warmup_steps, 1)",
+   "sparsity_warmup_steps": "5%",
+   "decoder": "free",
+   "init": "W_dec_m rows random directions of norm 0.08, W_enc = W_dec, b_enc, b_dec 0",
+   "grad_clip": 1.0}
+ }
+})json";
+
 constexpr std::array<std::string_view, 1> kNames{"saebench-v1"};
 
 Json parsed(std::string_view text) {
@@ -161,7 +222,9 @@ Json parsed(std::string_view text) {
 }
 
 const std::vector<Json>& saebench_v1() {
-  static const std::vector<Json> blobs{parsed(kSaebenchV1), parsed(kSaebenchV1Gates)};
+  static const std::vector<Json> blobs{parsed(kSaebenchV1), parsed(kSaebenchV1Gates),
+                                       parsed(kSaebenchV1Transcoders),
+                                       parsed(kSaebenchV1Crosscoders)};
   return blobs;
 }
 
@@ -218,6 +281,8 @@ TrainingSpec recipe_training(std::string_view name, Architecture architecture, s
   if (has(ParameterId::kAuxK)) {
     spec.aux_k_weight = own.at("aux_k_weight").get<double>();
     spec.dead_after_tokens = own.at("dead_after_tokens").get<std::uint64_t>();
+  }
+  if (has(ParameterId::kThresholdBeta)) {
     spec.threshold_beta = own.at("threshold_beta").get<double>();
     spec.threshold_start_step = steps_of(own.at("threshold_start_step"), steps);
   }

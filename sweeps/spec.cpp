@@ -1,5 +1,7 @@
 #include "sweeps/spec.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <span>
@@ -25,7 +27,10 @@ constexpr std::array kArchitectureWords{Word{Architecture::kStandard, "standard"
                                         Word{Architecture::kGated, "gated"},
                                         Word{Architecture::kJumpRelu, "jumprelu"},
                                         Word{Architecture::kMatryoshka, "matryoshka"},
-                                        Word{Architecture::kGatedPAnneal, "gated_p_anneal"}};
+                                        Word{Architecture::kGatedPAnneal, "gated_p_anneal"},
+                                        Word{Architecture::kTranscoder, "transcoder"},
+                                        Word{Architecture::kSkipTranscoder, "skip_transcoder"},
+                                        Word{Architecture::kCrosscoder, "crosscoder"}};
 constexpr std::array kNormalizeWords{Word{Normalize::kNone, "none"},
                                      Word{Normalize::kUnitMeanSquare, "unit_mean_square"},
                                      Word{Normalize::kSqrtD, "sqrt_d"}};
@@ -139,6 +144,21 @@ std::optional<SparsityLoss> parse_sparsity_loss(std::string_view text) {
 
 // ---- streams ------------------------------------------------------------------------------------
 
+std::vector<std::string> StreamSpec::hooks() const {
+  std::vector<std::string> all{hook};
+  all.insert(all.end(), joined.begin(), joined.end());
+  return all;
+}
+
+std::string StreamSpec::label() const { return fmt::format("{}", fmt::join(hooks(), "+")); }
+
+Json StreamSpec::hooks_json(Architecture architecture) const {
+  if (architecture == Architecture::kCrosscoder) return {{"hooks", hooks()}};
+  Json json{{"hook", hook}};
+  if (is_transcoder(architecture) && !joined.empty()) json["hook_out"] = joined.front();
+  return json;
+}
+
 Json StreamSpec::to_json() const {
   Json json{{"data", data_json(data)},
             {"hook", hook},
@@ -150,6 +170,7 @@ Json StreamSpec::to_json() const {
             {"holdout", holdout},
             {"seed", seed}};
   if (model) json["model"] = model_json(*model);
+  if (!joined.empty()) json["joined"] = joined;
   return json;
 }
 
@@ -184,6 +205,7 @@ Result<StreamSpec> StreamSpec::from_json(const Json& json) {
     SAE_TRY(stream.data, data_from(*data));
   }
   fields.read("hook", stream.hook);
+  if (fields.optional("joined") != nullptr) fields.read("joined", stream.joined);
   fields.read("tokens", stream.tokens);
   read_word(fields, "dtype", kDTypeWords, stream.dtype);
   read_word(fields, "normalize", kNormalizeWords, stream.normalize);
@@ -252,6 +274,8 @@ Json TrainingSpec::to_json() const {
       json["tanh_scale"] = tanh_scale;
       json["pre_act_weight"] = pre_act_weight;
     }
+  } else if (l0_target) {
+    json["l0_target"] = *l0_target;
   }
   if (architecture == Architecture::kMatryoshka) json["group_fractions"] = group_fractions;
   return json;
@@ -305,6 +329,8 @@ Result<TrainingSpec> TrainingSpec::from_json(const Json& json) {
       fields.read("tanh_scale", spec.tanh_scale);
       fields.read("pre_act_weight", spec.pre_act_weight);
     }
+  } else {
+    fields.read_optional("l0_target", spec.l0_target);
   }
   if (spec.architecture == Architecture::kMatryoshka)
     fields.read("group_fractions", spec.group_fractions);

@@ -37,7 +37,18 @@ enum class Architecture : std::uint8_t {
   kJumpRelu,
   kMatryoshka,
   kGatedPAnneal,
+  kTranscoder,
+  kSkipTranscoder,
+  kCrosscoder,
 };
+// Reads one hook and predicts another.
+constexpr bool is_transcoder(Architecture value) {
+  return value == Architecture::kTranscoder || value == Architecture::kSkipTranscoder;
+}
+// Is trained on the rows of several hooks at once.
+constexpr bool is_joint(Architecture value) {
+  return is_transcoder(value) || value == Architecture::kCrosscoder;
+}
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
 enum class Precision : std::uint8_t { kFloat32, kBFloat16 };
@@ -46,8 +57,9 @@ enum class SparsityFunction : std::uint8_t { kLp, kLpP };  // (sum f^p)^(1/p) | 
 enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
 
 // As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal",
-// "gated", "jumprelu", "matryoshka", "gated_p_anneal"; "none", "unit_mean_square", "sqrt_d";
-// "full", "window", "none"; "fp32", "bf16"; "lp", "lp_p"; "l0", "l0_target", "tanh".
+// "gated", "jumprelu", "matryoshka", "gated_p_anneal", "transcoder", "skip_transcoder",
+// "crosscoder"; "none", "unit_mean_square", "sqrt_d"; "full", "window", "none"; "fp32", "bf16";
+// "lp", "lp_p"; "l0", "l0_target", "tanh".
 std::string_view to_string(Architecture value);
 std::string_view to_string(Normalize value);
 std::string_view to_string(Shuffle value);
@@ -84,7 +96,9 @@ struct DataSpec {
 struct StreamSpec {
   std::optional<ModelSpec> model;  // none for `source: activations`
   DataSpec data;
-  std::string hook;          // TransformerLens name; empty for `source: activations`
+  std::string hook;  // TransformerLens name; empty for `source: activations`
+  // Further hooks of a joint stream: a row holds the values of all of them, in this order.
+  std::vector<std::string> joined = {};
   std::uint64_t tokens = 0;  // rows of one pass
   DType dtype = DType::kBFloat16;
   Normalize normalize = Normalize::kNone;
@@ -93,6 +107,11 @@ struct StreamSpec {
   double holdout = 0;              // share of documents kept for evaluation
   std::uint64_t seed = 0;          // order
   bool operator==(const StreamSpec&) const = default;
+
+  std::vector<std::string> hooks() const;  // all of them
+  std::string label() const;               // "a+b"; of a single hook its name
+  // How config.json names them: "hook", of transcoders "hook_out" too, of a crosscoder "hooks".
+  Json hooks_json(Architecture architecture) const;
 
   Json to_json() const;
   Json identity_json() const;
@@ -107,8 +126,8 @@ struct TrainingSpec {
   Architecture architecture = Architecture::kTopK;
   std::string recipe;  // "saebench-v1"
   std::uint64_t d_sae = 0;
-  std::optional<std::uint64_t> k;  // topk family
-  std::optional<double> l1;        // L1 coefficient: standard and gated families
+  std::optional<std::uint64_t> k;  // topk family, transcoders
+  std::optional<double> l1;        // L1 coefficient: standard and gated families, crosscoder
   std::uint64_t tokens = 0;        // budget
   std::uint64_t batch = 0;         // rows a step
   double lr = 0;
@@ -117,8 +136,8 @@ struct TrainingSpec {
   std::uint64_t decay_start = 0;  // step; equal to steps(): no decay
   std::uint64_t sparsity_warmup_steps = 0;
   std::optional<double> grad_clip;  // global norm
-  // topk family
-  std::uint64_t aux_k = 0;  // 0: d_in / 2, the recipe's rule
+  // topk family, transcoders (without a threshold)
+  std::uint64_t aux_k = 0;  // 0: d_in / 2, the recipe's rule; of transcoders d_out / 2
   double aux_k_weight = 0;
   std::uint64_t dead_after_tokens = 0;
   double threshold_beta = 0;
@@ -129,7 +148,7 @@ struct TrainingSpec {
   SparsityFunction sparsity_function = SparsityFunction::kLpP;
   // jumprelu
   SparsityLoss sparsity_loss = SparsityLoss::kL0Target;
-  std::optional<double> l0_target;       // of kL0Target
+  std::optional<double> l0_target;       // of kL0Target; beside l1: what it is steered to
   std::optional<double> l0_coefficient;  // of the penalty
   double bandwidth = 0;                  // width of the window that gives thresholds a gradient
   double init_threshold = 0;             // of every latent

@@ -162,7 +162,7 @@ class SweepReader {
     }
     std::uint64_t count = 0;
     for (const Family& family : families_)
-      count += family.count() * std::max<std::size_t>(1, hooks_of(family).size());
+      count += family.count() * std::max<std::size_t>(1, streams_of(family).size());
     if (count > kMaxTrials)
       return top_.add("trials", fmt::format("are more than {}; fewer values or samples would be "
                                             "right",
@@ -179,13 +179,22 @@ class SweepReader {
     return specs;
   }
 
-  const std::vector<std::string>& hooks_of(const Family& family) const {
-    return family.hooks.empty() ? source_.hooks : family.hooks;
+  // The hooks of each stream that the family runs on.
+  std::vector<std::vector<std::string>> streams_of(const Family& family) const {
+    if (!family.hooks.empty()) return family.streams();
+    std::vector<std::vector<std::string>> all;
+    for (const std::string& hook : source_.hooks) all.push_back({hook});
+    return all;
   }
 
   void check_hooks(Family& family) {
     if (source_.is_activations()) {
-      if (!family.hooks.empty())
+      if (is_joint(family.architecture))
+        problems_.add(*family.node, join_path(family.path, "arch"),
+                      fmt::format("{} reads several hooks of a model, and data has 'source: "
+                                  "activations', which is one stream; another arch would be right",
+                                  to_string(family.architecture)));
+      else if (!family.hooks.empty())
         problems_.add(*family.hook_nodes[0], join_path(family.path, "hook"),
                       "has no meaning for 'source: activations', which is one stream; leaving it "
                       "out would be right");
@@ -201,8 +210,20 @@ class SweepReader {
       return;
     }
     for (std::size_t i = 0; i < family.hooks.size(); ++i)
-      check_hook(source_, family.hooks[i], *family.hook_nodes[i], join_path(family.path, "hook"),
-                 problems_);
+      check_hook(source_, family.hooks[i], *family.hook_nodes[i],
+                 join_path(family.path, family.hook_key()), problems_);
+    for (std::size_t i = 0; i < family.hooks_out.size(); ++i)
+      check_hook(source_, family.hooks_out[i], *family.hook_out_nodes[i],
+                 join_path(family.path, "hook_out"), problems_);
+    // One matrix [hooks, d_sae, d_in] holds the decoders of all its hooks.
+    if (family.architecture == Architecture::kCrosscoder && source_.shape)
+      for (std::size_t i = 1; i < family.hooks.size(); ++i)
+        if (const auto width = source_.d_in(family.hooks[i]), first = source_.d_in(family.hooks[0]);
+            width != 0 && first != 0 && width != first)
+          problems_.add(*family.hook_nodes[i], fmt::format("{}.hooks[{}]", family.path, i),
+                        fmt::format("'{}' is {} wide and '{}' {}; hooks of one width would be "
+                                    "right",
+                                    family.hooks[i], width, family.hooks[0], first));
   }
 
   // Reads the shape and digest of each file that `init` names, once.
@@ -232,34 +253,41 @@ class SweepReader {
     }
   }
 
-  // The hooks of `activations`, then those that only a family names.
+  // The hooks of `activations`, then the streams that only a family names.
   void make_streams() {
-    std::vector<std::string> hooks = source_.hooks;
+    std::vector<std::vector<std::string>> streams;
+    for (const std::string& hook : source_.hooks) streams.push_back({hook});
     for (const Family& family : families_)
-      for (const std::string& hook : family.hooks)
-        if (std::find(hooks.begin(), hooks.end(), hook) == hooks.end()) hooks.push_back(hook);
-    for (const std::string& hook : hooks) {
+      for (const auto& hooks : family.streams())
+        if (!hooks.empty() && std::find(streams.begin(), streams.end(), hooks) == streams.end())
+          streams.push_back(hooks);
+    for (const auto& hooks : streams) {
       PlannedStream stream;
-      stream.spec = source_.stream_of(hook);
-      stream.d_in = source_.d_in(hook);
+      stream.spec = source_.stream_of(hooks.front());
+      stream.spec.joined.assign(hooks.begin() + 1, hooks.end());
       stream.documents = source_.documents;
       stream.rows_per_document = source_.rows_per_document;
-      if (source_.shape) stream.model_parameters = parameters_up_to(*source_.shape, hook);
+      for (const std::string& hook : hooks) {
+        stream.d_in += source_.d_in(hook);
+        if (source_.shape)
+          stream.model_parameters =
+              std::max(stream.model_parameters, parameters_up_to(*source_.shape, hook));
+      }
       plan_.streams.push_back(std::move(stream));
     }
   }
 
-  const PlannedStream& stream_of(const std::string& hook) const {
+  const PlannedStream& stream_of(const std::vector<std::string>& hooks) const {
     return *std::find_if(plan_.streams.begin(), plan_.streams.end(),
-                         [&](const PlannedStream& stream) { return stream.spec.hook == hook; });
+                         [&](const PlannedStream& stream) { return stream.spec.hooks() == hooks; });
   }
 
   void make_trials() {
     std::set<Sha256> seen;
     for (std::size_t i = 0; i < families_.size(); ++i) {
       const Family& family = families_[i];
-      for (const std::string& hook : hooks_of(family)) {
-        const PlannedStream& stream = stream_of(hook);
+      for (const auto& hooks : streams_of(family)) {
+        const PlannedStream& stream = stream_of(hooks);
         for (const TrainingSpec& spec : specs_[i]) {
           check_init(family, spec, stream);
           if (!problems_.empty()) continue;

@@ -42,7 +42,7 @@ struct ResourceSpec {
 // One stream that trials read, with what planning knows about it.
 struct PlannedStream {
   StreamSpec spec;
-  std::uint64_t d_in = 0;
+  std::uint64_t d_in = 0;               // values of a row, of all its hooks
   std::uint64_t documents = 0;          // of all of `data`
   std::uint64_t rows_per_document = 0;  // at most
   std::uint64_t model_parameters = 0;   // that a forward pass up to the hook multiplies with
@@ -50,7 +50,7 @@ struct PlannedStream {
 
 struct SweepPlan {
   std::string name;
-  std::vector<PlannedStream> streams;  // in the order of the sweep's hooks
+  std::vector<PlannedStream> streams;  // in the order of the sweep's hooks, joint ones last
   std::vector<PlannedTrial> trials;    // equal identities collapse into the first
   std::vector<PlannedBaseline> baselines;
   std::vector<EvaluationSpec> evaluations;

@@ -49,6 +49,10 @@ class Resolver {
     override_recipe();
     check_width();
     check_schedule();
+    if (spec_.l1 && spec_.l0_target && *spec_.l1 == 0)
+      refuse(ParameterId::kL1, fmt::format("0 stays 0 however it is steered to l0_target {}; a "
+                                           "start like 0.1 would be right",
+                                           *spec_.l0_target));
     if (applies(ParameterId::kPEnd)) check_annealing();
     if (applies(ParameterId::kSparsityLoss)) check_sparsity_loss();
     if (applies(ParameterId::kGroupFractions)) check_groups();

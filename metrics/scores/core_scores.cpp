@@ -1,6 +1,7 @@
 #include "metrics/scores/core_scores.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -232,6 +233,21 @@ Scores core_scores(const CoreSums& sums, int version) {
   if (!sums.max_decoder_cosine.empty())
     give("core.average_max_decoder_cosine_sim", mean_of(sums.max_decoder_cosine), sums.d_sae);
   if (std::isfinite(sums.l0_train)) give("recon.l0_train", sums.l0_train, 1);
+  return scores;
+}
+
+Scores hook_scores(const CoreSums& sums, int version, std::size_t index) {
+  constexpr std::array kNames{std::pair{"recon.fve", "fve"},
+                              std::pair{"recon.mse_sum", "mse_sum"},
+                              std::pair{"recon.gamma", "gamma"},
+                              std::pair{"core.ce_loss_score", "ce_loss_score"},
+                              std::pair{"recon.loss_recovered_mean", "loss_recovered_mean"},
+                              std::pair{"recon.kl_score", "kl_score"}};
+  const Scores all = core_scores(sums, version);
+  Scores scores;
+  for (const auto& [name, own] : kNames)
+    if (const auto found = all.find(name); found != all.end())
+      scores["recon.hook_" + std::to_string(index) + "." + own] = found->second;
   return scores;
 }
 

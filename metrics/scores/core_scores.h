@@ -71,6 +71,12 @@ struct CoreSums {
 
 Scores core_scores(const CoreSums& sums, int version);
 
+// What is said of hook `index` of a crosscoder beside the scores of all its hooks: as
+// recon.hook_<index>.{fve, mse_sum, gamma, ce_loss_score, loss_recovered_mean, kl_score}, computed
+// as those without the hook's number. The last three with a model only: that hook alone is
+// replaced.
+Scores hook_scores(const CoreSums& sums, int version, std::size_t index);
+
 // One object a feature, numbers rounded to 10 decimals as SAEBench writes them.
 Json feature_details(const CoreSums& sums);
 

@@ -44,10 +44,18 @@ std::string word(const Json& object, const char* key) {
 }
 
 // The hook whose row it is; a baseline may read another stream (the neurons of the hook's block).
+// What reads a and predicts b stands under "a->b", what reconstructs both under "a+b".
 std::string hook_of(const SubjectResult& subject) {
   if (subject.baseline && subject.spec.contains("hook")) return word(subject.spec, "hook");
   const Json stream = member(subject.spec, "stream");
-  return stream.is_object() ? word(stream, "hook") : std::string();
+  if (!stream.is_object()) return {};
+  std::string hook = word(stream, "hook");
+  const Json training = member(subject.spec, "training");
+  const bool predicts = training.is_object() && word(training, "architecture") != "crosscoder";
+  if (const Json joined = member(stream, "joined"); joined.is_array())
+    for (const Json& each : joined)
+      if (each.is_string()) hook += (predicts ? "->" : "+") + each.get<std::string>();
+  return hook;
 }
 
 // By architecture, the training keys whose values differ between the trials.

@@ -52,7 +52,8 @@ bool less_is_better(std::string_view field) {
                                                            "core.average_max_decoder_cosine_sim"};
   // What is no score is sorted as people count.
   return std::ranges::find(kNames, field) != kNames.end() ||
-         field.find('.') == std::string_view::npos;
+         field.find('.') == std::string_view::npos ||
+         (field.starts_with("recon.hook_") && field.ends_with(".mse_sum"));
 }
 
 // A row's field: a number where it is one, and its text.

@@ -81,7 +81,8 @@ std::optional<RowState> parse_row_state(std::string_view text) {
 }
 
 std::string_view quality_metric(const LeaderboardRow& row) {
-  return row.model.empty() ? "recon.fve" : "core.ce_loss_score";
+  // A crosscoder's loss recovered is one of each of its hooks.
+  return row.model.empty() || row.arch == "crosscoder" ? "recon.fve" : "core.ce_loss_score";
 }
 
 const Score* find_score(const LeaderboardRow& row, std::string_view name) {

@@ -83,7 +83,7 @@ struct Leaderboard {
   std::vector<LeaderboardRow> rows;
 };
 
-// The value a row is ranked by: core.ce_loss_score; recon.fve where there is no model.
+// The value a row is ranked by: core.ce_loss_score; recon.fve of crosscoders and without a model.
 std::string_view quality_metric(const LeaderboardRow& row);
 const Score* find_score(const LeaderboardRow& row, std::string_view name);  // null if absent or NaN
 const Score* quality(const LeaderboardRow& row);

@@ -116,12 +116,13 @@ constexpr Column kColumns[] = {
      }},
     {"loss rec.", false, true,
      [](const RowView& view) {
-       return view.row.model.empty() ? "" : with_interval(quality(view.row));
+       const bool ranks = quality_metric(view.row) == "core.ce_loss_score";
+       return ranks ? with_interval(quality(view.row)) : std::string();
      }},
     {"FVE", true, true,
      [](const RowView& view) {
-       return view.row.model.empty() ? with_interval(quality(view.row))
-                                     : score_share(view.row, "recon.fve");
+       const bool ranks = quality_metric(view.row) == "recon.fve";
+       return ranks ? with_interval(quality(view.row)) : score_share(view.row, "recon.fve");
      }},
     {"seeds", true, true,
      [](const RowView& view) {

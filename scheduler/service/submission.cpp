@@ -69,7 +69,7 @@ class Builder {
       if (planned.spec == stream) return planned.d_in;
     // random_model and neurons read the stream of the same hook, or one nearly as wide.
     for (const sweeps::PlannedStream& planned : plan_.streams)
-      if (planned.spec.hook == stream.hook) return planned.d_in;
+      if (planned.spec.hooks() == stream.hooks()) return planned.d_in;
     return plan_.streams.empty() ? 0 : plan_.streams.front().d_in;
   }
 

@@ -143,7 +143,8 @@ TEST(ShippedSweepsTest, KeepTheSchemaBeforeAndAfterReading) {
     ++count;
     EXPECT_THAT(schema_problems(read_file(entry.path()).value()), IsEmpty());
     const bool needs_shape = entry.path().stem() == "othello-quickstart" ||
-                             entry.path().stem() == "othello-architectures";
+                             entry.path().stem() == "othello-architectures" ||
+                             entry.path().stem() == "othello-transcoders";
     const test::TempDir dir;
     EXPECT_THAT(schema_problems(
                     plan_of(entry.path().filename(), needs_shape ? with_shape(dir) : PlanOptions{})
@@ -190,15 +191,32 @@ TEST(ShippedSweepsTest, TheQuickStartHasTwelveTrialsOfFourArchitecturesAndAllBas
   EXPECT_LE(sum.seconds, 300);
 }
 
-TEST(ShippedSweepsTest, TheSweepOfArchitecturesHasThemAll) {
+TEST(ShippedSweepsTest, TheSweepsOfArchitecturesAndTranscodersHaveThemAll) {
   const test::TempDir dir;
-  const SweepPlan plan = plan_of("othello-architectures.yaml", with_shape(dir));
   std::set<Architecture> architectures;
-  for (const PlannedTrial& trial : plan.trials)
-    architectures.insert(trial.spec.training.architecture);
+  for (const char* name : {"othello-architectures.yaml", "othello-transcoders.yaml"}) {
+    const SweepPlan plan = plan_of(name, with_shape(dir));
+    for (const PlannedTrial& trial : plan.trials)
+      architectures.insert(trial.spec.training.architecture);
+    EXPECT_THAT(plan.warnings, IsEmpty());
+    EXPECT_LE(estimate(plan).memory_bytes, std::uint64_t{2} << 30);
+  }
   EXPECT_EQ(architectures.size(), architecture_names().size());
-  EXPECT_THAT(plan.warnings, IsEmpty());
-  EXPECT_LE(estimate(plan).memory_bytes, std::uint64_t{2} << 30);
+}
+
+// One stream for each way of looking: one hook, a pair, three at once.
+TEST(ShippedSweepsTest, TheSweepOfTranscodersReadsJointStreamsAndGivesThemNoBaselines) {
+  const test::TempDir dir;
+  const SweepPlan plan = plan_of("othello-transcoders.yaml", with_shape(dir));
+  ASSERT_THAT(plan.streams, SizeIs(3));
+  EXPECT_EQ(plan.streams[0].spec.label(), "blocks.2.hook_mlp_out");
+  EXPECT_EQ(plan.streams[1].spec.label(), "blocks.2.ln2.hook_normalized+blocks.2.hook_mlp_out");
+  EXPECT_EQ(plan.streams[2].spec.hooks().size(), 3u);
+  EXPECT_EQ(plan.streams[1].d_in, 256u);
+  EXPECT_EQ(plan.streams[2].d_in, 384u);
+  for (const PlannedBaseline& baseline : plan.baselines)
+    EXPECT_EQ(baseline.spec.stream, plan.streams[0].spec);
+  EXPECT_THAT(plan.baselines, SizeIs(2));
 }
 
 TEST(ShippedSweepsTest, TheSmokeSweepCoversEveryArchitectureAndBaselineInSeconds) {

@@ -22,7 +22,9 @@ CachedStream::CachedStream(sweeps::StreamSpec spec, std::unique_ptr<Harvester> h
       plan_(std::move(plan)),
       fetch_(std::move(fetch)),
       events_(std::move(events)),
-      order_(1, 0, "none") {}
+      order_(1, 0, "none") {
+  for (const std::int64_t width : harvester_->widths()) parts_.push_back({.width = width});
+}
 
 Result<std::unique_ptr<CachedStream>> CachedStream::open(const sweeps::StreamSpec& spec,
                                                          std::unique_ptr<Harvester> harvester,
@@ -30,7 +32,7 @@ Result<std::unique_ptr<CachedStream>> CachedStream::open(const sweeps::StreamSpe
   SAE_TRY(ChunkPlan plan, ChunkPlan::make(spec, harvester->documents(), harvester->d_in()));
   std::unique_ptr<CachedStream> stream(new CachedStream(spec, std::move(harvester), std::move(plan),
                                                         std::move(fetch), std::move(events)));
-  if (spec.normalize != sweeps::Normalize::kNone) SAE_TRY_VOID(stream->measure_norm_factor());
+  if (spec.normalize != sweeps::Normalize::kNone) SAE_TRY_VOID(stream->measure_norm_factors());
   return stream;
 }
 
@@ -111,38 +113,48 @@ Result<void> CachedStream::read(std::uint64_t first, std::uint64_t count, float*
     copy_rows(offset, here, out + done * width);
     done += here;
   }
-  if (norm_factor_ != 1) {
-    const auto factor = static_cast<float>(norm_factor_);
-    for (std::size_t i = 0; i < count * width; ++i) out[i] *= factor;
-  }
+  if (!is_scaled()) return {};
+  for (std::uint64_t row = 0; row < count; ++row)
+    for (const RowPart& part : parts_) {
+      const auto factor = static_cast<float>(part.norm_factor);
+      for (std::int64_t j = 0; j < part.width; ++j) *out++ *= factor;
+    }
   return {};
 }
 
-Result<void> CachedStream::measure_norm_factor() {
+bool CachedStream::is_scaled() const {
+  return std::ranges::any_of(parts_, [](const RowPart& part) { return part.norm_factor != 1; });
+}
+
+Result<void> CachedStream::measure_norm_factors() {
   const std::uint64_t rows = std::min(kNormRows, plan_.rows());
   const auto width = static_cast<std::size_t>(d_in());
   constexpr std::uint64_t kBlock = 1024;
   std::vector<float> block(kBlock * width);
-  double sum = 0;  // of |x|^2 or |x|
+  std::vector<double> sums(parts_.size(), 0);  // of |x|^2 or |x|
   for (std::uint64_t first = 0; first < rows; first += kBlock) {
     const std::uint64_t count = std::min(kBlock, rows - first);
     SAE_TRY_VOID(read(first, count, block.data()));
-    for (std::uint64_t row = 0; row < count; ++row) {
-      double square = 0;
-      for (std::size_t j = 0; j < width; ++j) {
-        const double value = block[row * width + j];
-        square += value * value;
+    const float* values = block.data();
+    for (std::uint64_t row = 0; row < count; ++row)
+      for (std::size_t part = 0; part < parts_.size(); ++part) {
+        double square = 0;
+        for (std::int64_t j = 0; j < parts_[part].width; ++j, ++values)
+          square += static_cast<double>(*values) * *values;
+        sums[part] +=
+            spec_.normalize == sweeps::Normalize::kUnitMeanSquare ? square : std::sqrt(square);
       }
-      sum += spec_.normalize == sweeps::Normalize::kUnitMeanSquare ? square : std::sqrt(square);
-    }
   }
-  const double mean = sum / static_cast<double>(rows);
-  if (!(mean > 0) || !std::isfinite(mean))
-    return fail(ErrorCode::kInvalidArgument,
-                "activations.normalize: the mean norm of the first {} rows is {}", rows, mean);
-  norm_factor_ = spec_.normalize == sweeps::Normalize::kUnitMeanSquare
-                     ? 1 / std::sqrt(mean)
-                     : std::sqrt(static_cast<double>(width)) / mean;
+  for (std::size_t part = 0; part < parts_.size(); ++part) {
+    const double mean = sums[part] / static_cast<double>(rows);
+    if (!(mean > 0) || !std::isfinite(mean))
+      return fail(ErrorCode::kInvalidArgument,
+                  "activations.normalize: the mean norm of the first {} rows{} is {}", rows,
+                  parts_.size() > 1 ? " of " + spec_.hooks()[part] : "", mean);
+    parts_[part].norm_factor = spec_.normalize == sweeps::Normalize::kUnitMeanSquare
+                                   ? 1 / std::sqrt(mean)
+                                   : std::sqrt(static_cast<double>(parts_[part].width)) / mean;
+  }
   return {};
 }
 

@@ -39,7 +39,8 @@ class CachedStream final : public RowStream {
 
   std::int64_t d_in() const override { return harvester_->d_in(); }
   std::uint64_t rows_per_pass() const override { return plan_.rows(); }
-  double norm_factor() const override { return norm_factor_; }
+  double norm_factor() const override { return parts_.front().norm_factor; }
+  std::vector<RowPart> parts() const override { return parts_; }
   Result<void> read(std::uint64_t first, std::uint64_t count, float* out) override;
   const ChunkPlan& plan() const { return plan_; }
 
@@ -47,7 +48,8 @@ class CachedStream final : public RowStream {
   CachedStream(sweeps::StreamSpec spec, std::unique_ptr<Harvester> harvester, ChunkPlan plan,
                FetchChunk fetch, StreamEvents events);
   Result<void> load_group(std::uint64_t pass, std::uint64_t group);
-  Result<void> measure_norm_factor();
+  Result<void> measure_norm_factors();
+  bool is_scaled() const;
   // The rows of one group from `offset`, unscaled.
   void copy_rows(std::uint64_t offset, std::uint64_t count, float* out) const;
 
@@ -56,7 +58,7 @@ class CachedStream final : public RowStream {
   ChunkPlan plan_;
   FetchChunk fetch_;
   StreamEvents events_;
-  double norm_factor_ = 1;
+  std::vector<RowPart> parts_;
   std::uint64_t loaded_pass_ = 0, loaded_group_ = 0;
   bool loaded_ = false;
   Permutation order_;

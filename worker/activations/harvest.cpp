@@ -28,20 +28,25 @@ class ModelHarvester final : public Harvester {
  public:
   ModelHarvester(const sweeps::StreamSpec& stream, std::shared_ptr<const Transformer> model,
                  std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool)
-      : hook_(stream.hook),
+      : hooks_(stream.hooks()),
         dtype_(stream.dtype),
         model_(std::move(model)),
         documents_(std::move(documents)),
         pool_(&pool) {}
 
-  std::int64_t d_in() const override { return model_->hook_width(hook_); }
+  std::int64_t d_in() const override { return width_of(*model_, hooks_); }
+  std::vector<std::int64_t> widths() const override {
+    std::vector<std::int64_t> widths;
+    for (const std::string& hook : hooks_) widths.push_back(model_->hook_width(hook));
+    return widths;
+  }
   const Documents& documents() const override { return *documents_; }
 
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
                                 std::span<std::byte> out) override {
     const auto chosen = plan.documents_of(chunk);
     try {
-      const at::Tensor rows = activations_of(*model_, hook_, *documents_, chosen, *pool_);
+      const at::Tensor rows = activations_of(*model_, hooks_, *documents_, chosen, *pool_);
       const auto count = static_cast<std::size_t>(rows.numel());
       SAE_CHECK(count * size_of(dtype_) <= out.size(), "chunk {} has {} values", chunk, count);
       store(rows.const_data_ptr<float>(), count, dtype_, out.data());
@@ -57,7 +62,7 @@ class ModelHarvester final : public Harvester {
   }
 
  private:
-  std::string hook_;
+  std::vector<std::string> hooks_;
   DType dtype_;
   std::shared_ptr<const Transformer> model_;
   std::shared_ptr<const TokenDocuments> documents_;
@@ -95,10 +100,22 @@ class FileHarvester final : public Harvester {
 
 }  // namespace
 
+std::int64_t width_of(const Transformer& model, std::span<const std::string> hooks) {
+  std::int64_t width = 0;
+  for (const std::string& hook : hooks) width += model.hook_width(hook);
+  return width;
+}
+
 at::Tensor activations_of(const Transformer& model, const std::string& hook,
                           const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
                           ThreadPool& pool) {
-  const std::int64_t width = model.hook_width(hook);
+  return activations_of(model, std::span(&hook, 1), documents, chosen, pool);
+}
+
+at::Tensor activations_of(const Transformer& model, std::span<const std::string> hooks,
+                          const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
+                          ThreadPool& pool) {
+  const std::int64_t width = width_of(model, hooks);
   std::vector<std::int64_t> first_row(chosen.size() + 1, 0);
   for (std::size_t i = 0; i < chosen.size(); ++i)
     first_row[i + 1] = first_row[i] + static_cast<std::int64_t>(documents.rows(chosen[i]));
@@ -117,16 +134,21 @@ at::Tensor activations_of(const Transformer& model, const std::string& hook,
         ids[i - begin][static_cast<std::int64_t>(at)] = sequence[at];
     }
     ForwardRequest request;
-    request.capture = {hook};
+    request.capture.assign(hooks.begin(), hooks.end());
     request.logits = false;
-    const at::Tensor captured =
-        model.forward(tokens, request).captured.at(hook).contiguous();  // [16, length, width]
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t first = first_row[static_cast<std::size_t>(i)];
-      const std::int64_t own = first_row[static_cast<std::size_t>(i) + 1] - first;
-      std::memcpy(rows.mutable_data_ptr<float>() + first * width,
-                  captured.const_data_ptr<float>() + (i - begin) * length * width,
-                  static_cast<std::size_t>(own * width) * sizeof(float));
+    const ForwardResult passed = model.forward(tokens, request);
+    std::int64_t column = 0;
+    for (const std::string& hook : hooks) {
+      const at::Tensor captured = passed.captured.at(hook).contiguous();  // [16, length, own]
+      const std::int64_t own = captured.size(2);
+      for (std::int64_t i = begin; i < end; ++i) {
+        const float* from = captured.const_data_ptr<float>() + (i - begin) * length * own;
+        for (std::int64_t row = first_row[static_cast<std::size_t>(i)];
+             row < first_row[static_cast<std::size_t>(i) + 1]; ++row, from += own)
+          std::memcpy(rows.mutable_data_ptr<float>() + row * width + column, from,
+                      static_cast<std::size_t>(own) * sizeof(float));
+      }
+      column += own;
     }
   });
   return rows;
@@ -136,7 +158,7 @@ Result<std::unique_ptr<Harvester>> make_harvester(const sweeps::StreamSpec& stre
                                                   std::shared_ptr<const Transformer> model,
                                                   std::shared_ptr<const TokenDocuments> documents,
                                                   ThreadPool& pool) {
-  SAE_TRY_VOID(model->check_hook(stream.hook));
+  for (const std::string& hook : stream.hooks()) SAE_TRY_VOID(model->check_hook(hook));
   if (model->config().vocabulary < documents->vocabulary())
     return fail(ErrorCode::kInvalidArgument,
                 "the model knows {} tokens, but `data` needs {}: was it trained on another board?",

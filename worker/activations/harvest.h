@@ -10,6 +10,8 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "core/result.h"
 #include "sweeps/spec.h"
@@ -28,11 +30,17 @@ inline constexpr std::int64_t kDocumentsPerForward = 16;
 at::Tensor activations_of(const Transformer& model, const std::string& hook,
                           const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
                           ThreadPool& pool);
+// At several hooks, in one forward pass: a row holds the values of each in turn.
+at::Tensor activations_of(const Transformer& model, std::span<const std::string> hooks,
+                          const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
+                          ThreadPool& pool);
+std::int64_t width_of(const Transformer& model, std::span<const std::string> hooks);
 
 class Harvester {
  public:
   virtual ~Harvester() = default;
-  virtual std::int64_t d_in() const = 0;
+  virtual std::int64_t d_in() const = 0;                                 // values of a row
+  virtual std::vector<std::int64_t> widths() const { return {d_in()}; }  // of each hook
   virtual const Documents& documents() const = 0;
   // All rows of the chunk's documents into `out`, in the stored dtype; returns how many rows.
   // Errors: kResourceExhausted (memory).

@@ -4,18 +4,29 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "core/result.h"
 
 namespace saesweep::worker {
 
+// What one hook contributes to a row.
+struct RowPart {
+  std::int64_t width = 0;
+  double norm_factor = 1;  // what its values were multiplied with
+  bool operator==(const RowPart&) const = default;
+};
+
 class RowStream {
  public:
   virtual ~RowStream() = default;
-  virtual std::int64_t d_in() const = 0;
+  virtual std::int64_t d_in() const = 0;  // values of a row
   virtual std::uint64_t rows_per_pass() const = 0;
-  // What rows were multiplied with (sweep key `normalize`); 1 for none.
+  // What rows were multiplied with (sweep key `normalize`); 1 for none. Of a joint stream the
+  // values of its first hook.
   virtual double norm_factor() const = 0;
+  // The hooks of a joint stream, in the order of their values in a row; else the row itself.
+  virtual std::vector<RowPart> parts() const { return {{d_in(), norm_factor()}}; }
   // Rows [first, first + count), already normalised, as fp32 row-major into out[count * d_in].
   // Blocks while chunks are harvested. Not thread-safe.
   // Errors: those of the harvest (kResourceExhausted: out of memory; kUnavailable: stopping).

@@ -13,9 +13,6 @@
 namespace saesweep::worker {
 namespace {
 
-// Activations and logits of the sample are kept for the next dictionary up to this many bytes.
-constexpr std::uint64_t kKeptBytes = std::uint64_t{256} << 20;
-
 static_assert(metrics::kDocumentsPerBatch == static_cast<std::size_t>(kDocumentsPerForward),
               "a batch of the scores is a batch of the model");
 
@@ -29,17 +26,18 @@ at::Tensor chosen_rows(const at::Tensor& values, const TokenBatch& batch) {
 }
 
 struct CleanBatch {
-  at::Tensor x;       // [rows, width]
-  at::Tensor logits;  // [rows, vocabulary]
+  at::Tensor x;       // [rows, values of a row]
+  at::Tensor logits;  // [rows, vocabulary]; undefined where nothing is replaced
 };
 
 // Batches of a sample of games.
 class Games {
  public:
-  Games(const EvaluationInputs& inputs, const Sample& sample)
+  Games(const EvaluationInputs& inputs, const Sample& sample, const std::string& hook)
       : model_(*inputs.model),
         documents_(*inputs.tokens),
-        hook_(inputs.stream.hook),
+        hooks_(inputs.stream.hooks()),
+        hook_(hook),
         sample_(sample) {}
 
   TokenBatch batch(std::size_t index) const {
@@ -51,9 +49,14 @@ class Games {
 
   CleanBatch clean(const TokenBatch& batch) const {
     ForwardRequest request;
-    request.capture = {hook_};
-    ForwardResult result = model_.forward(batch.tokens, request);
-    return {chosen_rows(result.captured.at(hook_), batch), chosen_rows(result.logits, batch)};
+    request.capture = hooks_;
+    request.logits = !hook_.empty();
+    const ForwardResult result = model_.forward(batch.tokens, request);
+    std::vector<at::Tensor> parts;
+    for (const std::string& hook : hooks_)
+      parts.push_back(chosen_rows(result.captured.at(hook), batch));
+    return {parts.size() == 1 ? parts.front() : at::cat(parts, 1),
+            request.logits ? chosen_rows(result.logits, batch) : at::Tensor()};
   }
 
   // Logits with the hook replaced.
@@ -67,9 +70,15 @@ class Games {
  private:
   const Transformer& model_;
   const TokenDocuments& documents_;
-  const std::string& hook_;
+  std::vector<std::string> hooks_;
+  const std::string& hook_;  // replaced
   const Sample& sample_;
 };
+
+// The columns of a target, row by row.
+at::Tensor columns_of(const at::Tensor& x, const Target& target) {
+  return x.narrow(1, target.first, target.width).contiguous();
+}
 
 // Calls body(document of the batch, row of the batch) for each input.
 template <class Body>
@@ -80,25 +89,26 @@ void for_each_row(const std::vector<std::size_t>& lengths, const Body& body) {
 }
 
 Result<std::shared_ptr<const CoreReference>> make_reference(
-    const EvaluationInputs& inputs, const Sample& sample, std::size_t batches,
-    const std::function<void(std::size_t)>& step) {
-  const Games games(inputs, sample);
+    const EvaluationInputs& inputs, const Sample& sample, const Target& target,
+    std::uint64_t kept_bytes, std::size_t batches, const std::function<void(std::size_t)>& step) {
+  const Games games(inputs, sample, target.hook);
   auto reference = std::make_shared<CoreReference>();
   reference->model = inputs.model;
   reference->tokens = inputs.tokens;
-  reference->hook = inputs.stream.hook;
+  reference->hooks = inputs.stream.hooks();
+  reference->hook = target.hook;
   reference->documents = sample.documents;
   reference->sums.resize(sample.documents.size());
-  const std::int64_t width = inputs.model->hook_width(inputs.stream.hook);
   const std::uint64_t bytes = sample.tokens * sizeof(float) *
-                              static_cast<std::uint64_t>(width + inputs.model->config().vocabulary);
-  const bool keep = bytes <= kKeptBytes;
+                              static_cast<std::uint64_t>(width_of(*inputs.model, reference->hooks) +
+                                                         inputs.model->config().vocabulary);
+  const bool keep = bytes <= kept_bytes;
   if (keep) {
     reference->x.resize(batches);
     reference->logits.resize(batches);
   }
   std::vector<at::Tensor> batch_sum(batches);
-  at::Tensor mean = at::zeros({width}, at::kDouble);
+  at::Tensor mean = at::zeros({target.width}, at::kDouble);
   SAE_TRY_VOID(in_waves(
       *inputs.pool, batches, inputs.stop,
       [&](std::size_t index) {
@@ -116,7 +126,7 @@ Result<std::shared_ptr<const CoreReference>> make_reference(
           sum.kl_zero.value += kl.value;
           sum.kl_zero.legacy += kl.legacy;
         });
-        batch_sum[index] = clean.x.to(at::kDouble).sum(0);
+        batch_sum[index] = columns_of(clean.x, target).to(at::kDouble).sum(0);
         if (keep) {
           reference->x[index] = clean.x;
           reference->logits[index] = clean.logits;
@@ -142,10 +152,11 @@ Result<std::shared_ptr<const CoreReference>> make_reference(
   return std::shared_ptr<const CoreReference>(std::move(reference));
 }
 
-bool is_of(const CoreReference* reference, const EvaluationInputs& inputs, const Sample& sample) {
+bool is_of(const CoreReference* reference, const EvaluationInputs& inputs, const Sample& sample,
+           const Target& target) {
   return reference != nullptr && reference->model == inputs.model &&
-         reference->tokens == inputs.tokens && reference->hook == inputs.stream.hook &&
-         reference->documents == sample.documents;
+         reference->tokens == inputs.tokens && reference->hooks == inputs.stream.hooks() &&
+         reference->hook == target.hook && reference->documents == sample.documents;
 }
 
 // What one batch adds to the sums that are kept by block.
@@ -155,9 +166,14 @@ struct BatchSums {
   std::vector<std::uint32_t> documents_fired;
 };
 
-// Codes and reconstruction of a batch's rows into the sums of its documents.
-at::Tensor reconstruct(const Sae& sae, const at::Tensor& x, const std::vector<std::size_t>& lengths,
-                       std::size_t first_document, metrics::CoreSums& sums, BatchSums& batch) {
+// Codes of a batch's rows, and what the dictionary makes of the target, into the sums of its
+// documents.
+at::Tensor reconstruct(const Sae& sae, const at::Tensor& stream_rows, const Target& target,
+                       const std::vector<std::size_t>& lengths, std::size_t first_document,
+                       metrics::CoreSums& sums, BatchSums& batch) {
+  const at::Tensor x = columns_of(stream_rows, target);
+  const bool reads_all = sae.selection == Sae::Selection::kIdentity;
+  const at::Tensor read = reads_all ? stream_rows : stream_rows.narrow(1, 0, sae.d_in());
   const auto rows = static_cast<std::size_t>(x.size(0));
   const std::size_t d_in = sums.d_in, d_sae = sums.d_sae;
   std::vector<std::size_t> document_of(rows);
@@ -176,8 +192,10 @@ at::Tensor reconstruct(const Sae& sae, const at::Tensor& x, const std::vector<st
   at::Tensor x_hat = at::empty_like(x);
   for (std::int64_t begin = 0; begin < x.size(0); begin += kRowsPerEncode) {
     const std::int64_t count = std::min(kRowsPerEncode, x.size(0) - begin);
-    const at::Tensor codes = sae.encode(x.narrow(0, begin, count)).contiguous();
-    x_hat.narrow(0, begin, count).copy_(sae.decode(codes));
+    const at::Tensor some = read.narrow(0, begin, count);
+    const at::Tensor codes = sae.encode(some).contiguous();
+    x_hat.narrow(0, begin, count)
+        .copy_(sae.reconstruct(some, codes).narrow(1, target.reconstructed, target.width));
     for (std::int64_t i = 0; i < count; ++i) {
       const std::size_t document = document_of[static_cast<std::size_t>(begin + i)];
       std::uint32_t* fired = batch.fired[block_of(document)].data();
@@ -225,20 +243,41 @@ at::Tensor reconstruct(const Sae& sae, const at::Tensor& x, const std::vector<st
 
 }  // namespace
 
-Result<metrics::CoreSums> core_sums(const Sae& sae, const EvaluationInputs& inputs,
-                                    const Sample& sample,
-                                    std::shared_ptr<const CoreReference>& reference) {
+Result<std::vector<Target>> targets_of(const Sae& sae, const EvaluationInputs& inputs) {
   const bool has_model = inputs.model != nullptr && inputs.tokens != nullptr;
+  const auto hooks = inputs.stream.hooks();
+  const std::int64_t width =
+      has_model ? width_of(*inputs.model, hooks) : inputs.activations->d_in();
+  const bool identity = sae.selection == Sae::Selection::kIdentity;
+  const std::int64_t wanted = sae.predicts ? sae.d_in() + sae.d_out() : sae.d_in();
+  if (!identity && wanted != width)
+    return fail(ErrorCode::kInvalidArgument,
+                "the dictionary reads {} values, but the activations have {}", wanted, width);
+  const auto expected = static_cast<std::size_t>(sae.predicts ? 2 : sae.sources);
+  if (hooks.size() != expected)
+    return fail(ErrorCode::kInvalidArgument, "a dictionary of {} hooks on a stream of {}", expected,
+                hooks.size());
+  const auto hook_of = [&](std::size_t index) { return has_model ? hooks[index] : std::string(); };
+  if (sae.predicts) return std::vector<Target>{{sae.d_in(), sae.d_out(), 0, hook_of(1)}};
+  std::vector<Target> targets;
+  const std::int64_t own = width / sae.sources;
+  for (std::int64_t i = 0; i < sae.sources; ++i)
+    targets.push_back({i * own, own, i * own, hook_of(static_cast<std::size_t>(i))});
+  return targets;
+}
+
+Result<metrics::CoreSums> core_sums(const Sae& sae, const EvaluationInputs& inputs,
+                                    const Sample& sample, const Target& target,
+                                    std::uint64_t kept_bytes,
+                                    std::shared_ptr<const CoreReference>& reference) {
+  const bool has_tokens = inputs.model != nullptr && inputs.tokens != nullptr;
+  const bool has_model = has_tokens && !target.hook.empty();
   const std::size_t batches =
       (sample.documents.size() + metrics::kDocumentsPerBatch - 1) / metrics::kDocumentsPerBatch;
-  const std::int64_t width =
-      has_model ? inputs.model->hook_width(inputs.stream.hook) : inputs.activations->d_in();
+  const std::int64_t width = target.width;
   const bool identity = sae.selection == Sae::Selection::kIdentity;
-  if (!identity && sae.d_in() != width)
-    return fail(ErrorCode::kInvalidArgument,
-                "the dictionary reads {} values, but the activations have {}", sae.d_in(), width);
 
-  const bool has_reference = has_model && is_of(reference.get(), inputs, sample);
+  const bool has_reference = has_model && is_of(reference.get(), inputs, sample, target);
   const std::size_t steps = batches * (has_model && !has_reference ? 3 : 1);
   std::size_t steps_done = 0;
   const auto step = [&](std::size_t count) {
@@ -247,7 +286,7 @@ Result<metrics::CoreSums> core_sums(const Sae& sae, const EvaluationInputs& inpu
   };
   if (has_model && !has_reference) {
     reference.reset();  // two need not fit at once
-    SAE_TRY(reference, make_reference(inputs, sample, batches, step));
+    SAE_TRY(reference, make_reference(inputs, sample, target, kept_bytes, batches, step));
   }
 
   metrics::CoreSums sums(sample.documents.size(), static_cast<std::size_t>(width),
@@ -257,14 +296,15 @@ Result<metrics::CoreSums> core_sums(const Sae& sae, const EvaluationInputs& inpu
   std::vector<BatchSums> of_batch(batches);
   const auto piece = [&](std::size_t index) {
     const std::size_t first = index * metrics::kDocumentsPerBatch;
-    if (has_model) {
-      const Games games(inputs, sample);
+    if (has_tokens) {
+      const Games games(inputs, sample, target.hook);
       const TokenBatch batch = games.batch(index);
-      const CleanBatch clean = reference->x.empty()
+      const CleanBatch clean = !has_model || reference->x.empty()
                                    ? games.clean(batch)
                                    : CleanBatch{reference->x[index], reference->logits[index]};
       const at::Tensor x_hat =
-          reconstruct(sae, clean.x, batch.lengths, first, sums, of_batch[index]);
+          reconstruct(sae, clean.x, target, batch.lengths, first, sums, of_batch[index]);
+      if (!has_model) return;
       const at::Tensor logits = games.replaced(batch, [&](const at::Tensor& x) {
         at::Tensor spliced = x.clone(at::MemoryFormat::Contiguous);
         spliced.view({-1, width}).index_copy_(0, batch.rows, x_hat);
@@ -287,13 +327,14 @@ Result<metrics::CoreSums> core_sums(const Sae& sae, const EvaluationInputs& inpu
       lengths.push_back(inputs.activations->rows(sample.documents[i]));
       rows += static_cast<std::int64_t>(lengths.back());
     }
-    const at::Tensor x = at::empty({rows, width}, at::kFloat);
+    const std::int64_t of_row = inputs.activations->d_in();
+    const at::Tensor x = at::empty({rows, of_row}, at::kFloat);
     float* out = x.mutable_data_ptr<float>();
     for (std::size_t i = first; i < end; ++i) {
       inputs.activations->read(sample.documents[i], out);
-      out += lengths[i - first] * static_cast<std::size_t>(width);
+      out += lengths[i - first] * static_cast<std::size_t>(of_row);
     }
-    reconstruct(sae, x, lengths, first, sums, of_batch[index]);
+    reconstruct(sae, x, target, lengths, first, sums, of_batch[index]);
   };
   const auto done = [&](std::size_t first, std::size_t end) {
     for (std::size_t index = first; index < end; ++index) {
@@ -332,10 +373,13 @@ void add_weight_statistics(metrics::CoreSums& sums, const Sae& sae, ThreadPool& 
   pool.run(1, [&](std::int64_t) {
     const at::Tensor norms = encoder.norm(2, {1});
     unit_encoder = encoder / norms.unsqueeze(1);
-    unit_decoder = decoder / decoder.norm(2, {1}).unsqueeze(1);
+    // A transcoder's latent that was never heard writes nothing, in no direction.
+    unit_decoder = decoder / decoder.norm(2, {1}).clamp_min(1e-30).unsqueeze(1);
     sums.encoder_bias = to_vector(bias);
     sums.encoder_norm = to_vector(norms);
-    sums.encoder_decoder_cosine = to_vector((unit_encoder * unit_decoder).sum(1));
+    // What is read and what is predicted live in different spaces.
+    if (!sae.predicts)
+      sums.encoder_decoder_cosine = to_vector((unit_encoder * unit_decoder).sum(1));
   });
   for (const auto& [unit, target] : {std::pair{&unit_encoder, &sums.max_encoder_cosine},
                                      {&unit_decoder, &sums.max_decoder_cosine}}) {

@@ -30,12 +30,12 @@ struct BoardReference {
   bool held_out = true;
 
   std::shared_ptr<const Transformer> model;  // of the activations
-  std::string hook;
+  std::vector<std::string> hooks;
   at::Tensor labels_x, scores_x;  // [rows, width] or undefined
 };
 
 struct EvaluationCache::State {
-  std::shared_ptr<const CoreReference> core;
+  std::vector<std::shared_ptr<const CoreReference>> core;  // by target
   std::shared_ptr<BoardReference> board;
 };
 
@@ -49,12 +49,23 @@ constexpr std::uint64_t kKeptBytes = std::uint64_t{256} << 20;
 
 Result<void> check_inputs(const EvaluationInputs& inputs) {
   if (inputs.model == nullptr) return {};
-  SAE_TRY_VOID(inputs.model->check_hook(inputs.stream.hook));
+  for (const std::string& hook : inputs.stream.hooks())
+    SAE_TRY_VOID(inputs.model->check_hook(hook));
   if (inputs.tokens != nullptr && inputs.model->config().vocabulary < inputs.tokens->vocabulary())
     return fail(ErrorCode::kInvalidArgument,
                 "the model knows {} tokens, but `data` needs {}: was it trained on another board?",
                 inputs.model->config().vocabulary, inputs.tokens->vocabulary());
   return {};
+}
+
+// How much of a crosscoder's latent each hook gets: norms of its decoder rows, which sum to 1.
+void add_decoder_norms(Json& details, const Sae& sae) {
+  const at::Tensor norms = sae.w_dec.view({sae.d_sae(), sae.sources, -1}).norm(2, {2});
+  for (std::int64_t latent = 0; latent < sae.d_sae(); ++latent) {
+    const float* of = norms.const_data_ptr<float>() + latent * sae.sources;
+    details[static_cast<std::size_t>(latent)]["decoder_norms"] =
+        std::vector<float>(of, of + sae.sources);
+  }
 }
 
 Result<Json> evaluate_core(const sweeps::EvaluationSpec& evaluation, const Sae& sae,
@@ -65,14 +76,36 @@ Result<Json> evaluate_core(const sweeps::EvaluationSpec& evaluation, const Sae& 
                                    : static_cast<const Documents&>(*inputs.activations);
   SAE_TRY(const Sample sample, first_tokens(documents, inputs.stream.holdout,
                                             std::max<std::uint64_t>(evaluation.tokens, 1)));
-  SAE_TRY(metrics::CoreSums sums, core_sums(sae, inputs, sample, cache.core));
+  SAE_TRY(const std::vector<Target> targets, targets_of(sae, inputs));
+  cache.core.resize(targets.size());
+  const int version = metrics::metric_version("core");
+  // A crosscoder's own scores are of all its hooks together, without the model, whose behaviour is
+  // asked for each of them.
+  Target whole = targets.front();
+  if (targets.size() > 1) whole = {0, sae.d_out(), 0, ""};
+  std::shared_ptr<const CoreReference> none;
+  SAE_TRY(metrics::CoreSums sums, core_sums(sae, inputs, sample, whole, kKeptCoreBytes,
+                                            targets.size() > 1 ? none : cache.core.front()));
   if (const auto l0 = trained.find("l0_train"); l0 != trained.end() && l0->is_number())
     sums.l0_train = l0->get<double>();
-  const metrics::Scores scores = metrics::core_scores(sums, metrics::metric_version("core"));
+  metrics::Scores scores = metrics::core_scores(sums, version);
+  Json details = metrics::feature_details(sums);
+  for (std::size_t i = 0; targets.size() > 1 && i < targets.size(); ++i) {
+    SAE_TRY(const metrics::CoreSums own, core_sums(sae, inputs, sample, targets[i],
+                                                   kKeptCoreBytes / targets.size(), cache.core[i]));
+    for (const auto& [name, score] : metrics::hook_scores(own, version, i)) scores[name] = score;
+  }
+  if (targets.size() > 1) add_decoder_norms(details, sae);
   return Json{{"scores", metrics::to_json(scores)},
               {"heldout", sample.held_out},
-              {"details", metrics::feature_details(sums)},
+              {"details", std::move(details)},
               {"histogram", metrics::density_histogram(sums)}};
+}
+
+// The hooks whose activations a dictionary reads.
+std::vector<std::string> read_by(const Sae& sae, const sweeps::StreamSpec& stream) {
+  if (sae.predicts) return {stream.hook};
+  return stream.hooks();
 }
 
 Result<std::shared_ptr<BoardReference>> board_reference(const sweeps::EvaluationSpec& evaluation,
@@ -102,24 +135,25 @@ Result<std::shared_ptr<BoardReference>> board_reference(const sweeps::Evaluation
 }
 
 // The board's activations, once for all dictionaries of the hook.
-void keep_activations(BoardReference& board, const EvaluationInputs& inputs) {
-  if (board.model == inputs.model && board.hook == inputs.stream.hook) return;
+void keep_activations(BoardReference& board, const EvaluationInputs& inputs,
+                      std::vector<std::string> hooks) {
+  if (board.model == inputs.model && board.hooks == hooks) return;
   board.model = inputs.model;
-  board.hook = inputs.stream.hook;
+  board.hooks = std::move(hooks);
   board.labels_x.reset();
   board.scores_x.reset();
   const std::uint64_t bytes = (board.sample.labels.rows() + board.sample.scores.rows()) *
                               sizeof(float) *
-                              static_cast<std::uint64_t>(inputs.model->hook_width(board.hook));
+                              static_cast<std::uint64_t>(width_of(*inputs.model, board.hooks));
   if (bytes > kKeptBytes) return;
   for (auto [half, x] :
        {std::pair{&board.sample.labels, &board.labels_x}, {&board.sample.scores, &board.scores_x}})
-    *x = activations_of(*inputs.model, board.hook, *inputs.tokens, half->documents, *inputs.pool);
+    *x = activations_of(*inputs.model, board.hooks, *inputs.tokens, half->documents, *inputs.pool);
 }
 
 // Codes of a dictionary on the board's activations. The arguments outlive the source.
 CodeSource codes_of(const Sae& sae, const BoardReference& board, const EvaluationInputs& inputs) {
-  const std::int64_t width = inputs.model->hook_width(inputs.stream.hook);
+  const std::int64_t width = width_of(*inputs.model, board.hooks);
   const bool identity = sae.selection == Sae::Selection::kIdentity;
   const auto latents = static_cast<std::size_t>(identity ? width : sae.d_sae());
   return {
@@ -131,7 +165,7 @@ CodeSource codes_of(const Sae& sae, const BoardReference& board, const Evaluatio
         // A nested run of the pool stays on this thread.
         const at::Tensor x =
             kept.defined() ? kept.narrow(0, first_row, rows)
-                           : activations_of(*inputs.model, inputs.stream.hook, *inputs.tokens,
+                           : activations_of(*inputs.model, board.hooks, *inputs.tokens,
                                             std::span(half.documents).subspan(first, end - first),
                                             *inputs.pool);
         SparseCodes codes;
@@ -166,11 +200,12 @@ Result<Json> board_json(const BoardReference& board, const CodeSource& source,
 Result<Json> evaluate_board(const sweeps::EvaluationSpec& evaluation, const Sae& sae,
                             const EvaluationInputs& inputs, EvaluationCache::State& cache) {
   SAE_TRY(const auto board, board_reference(evaluation, inputs, cache));
-  const std::int64_t width = inputs.model->hook_width(inputs.stream.hook);
+  const auto hooks = read_by(sae, inputs.stream);
+  const std::int64_t width = width_of(*inputs.model, hooks);
   if (sae.selection != Sae::Selection::kIdentity && sae.d_in() != width)
     return fail(ErrorCode::kInvalidArgument,
                 "the dictionary reads {} values, but the activations have {}", sae.d_in(), width);
-  keep_activations(*board, inputs);
+  keep_activations(*board, inputs, hooks);
   return board_json(*board, codes_of(sae, *board, inputs), inputs);
 }
 
@@ -197,7 +232,7 @@ Result<Json> evaluate_dictionary(const sweeps::EvaluationSpec& evaluation, const
 }
 
 std::int64_t width_of(const EvaluationInputs& inputs) {
-  return inputs.model != nullptr ? inputs.model->hook_width(inputs.stream.hook)
+  return inputs.model != nullptr ? width_of(*inputs.model, inputs.stream.hooks())
                                  : inputs.activations->d_in();
 }
 

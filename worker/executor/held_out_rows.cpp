@@ -29,7 +29,7 @@ Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
   }
   at::Tensor held_out;
   if (sources.tokens != nullptr) {
-    held_out = activations_of(*sources.model, spec.hook, *sources.tokens, chosen, pool);
+    held_out = activations_of(*sources.model, spec.hooks(), *sources.tokens, chosen, pool);
   } else {
     held_out = at::empty({static_cast<std::int64_t>(rows), width}, at::kFloat);
     float* out = held_out.mutable_data_ptr<float>();
@@ -40,8 +40,14 @@ Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
   }
   held_out = held_out.narrow(0, 0, static_cast<std::int64_t>(std::min(rows, max_rows)));
   if (spec.dtype == DType::kBFloat16) held_out = held_out.to(at::kBFloat16).to(at::kFloat);
-  if (stream.norm_factor() != 1) held_out = held_out * static_cast<float>(stream.norm_factor());
-  return held_out.contiguous();
+  held_out = held_out.contiguous();
+  std::int64_t column = 0;
+  for (const RowPart& part : stream.parts()) {
+    if (part.norm_factor != 1)
+      held_out.narrow(1, column, part.width).mul_(static_cast<float>(part.norm_factor));
+    column += part.width;
+  }
+  return held_out;
 }
 
 }  // namespace saesweep::worker

@@ -89,7 +89,7 @@ Result<StreamSources> open_sources(const sweeps::StreamSpec& spec, const RunTool
   if (!spec.model)
     return fail(ErrorCode::kInvalidArgument, "data.source '{}' needs a model", spec.data.source);
   SAE_TRY(sources.model, tools.warm.model(*spec.model));
-  SAE_TRY_VOID(sources.model->check_hook(spec.hook));
+  for (const std::string& hook : spec.hooks()) SAE_TRY_VOID(sources.model->check_hook(hook));
   SAE_TRY(sources.tokens, tools.warm.tokens(spec.data, spec.holdout,
                                             sources.model->config().context, tools.pool.threads()));
   return sources;

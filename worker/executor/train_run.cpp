@@ -125,8 +125,7 @@ class TrainRun {
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
     const auto create = [&] {
-      return SaeTrainer::create(student.spec.training, stream_->d_in(), stream_->norm_factor(),
-                                tools_.pool);
+      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool);
     };
     for (const auto& directory : student.checkpoints.to_restore()) {
       SAE_TRY(auto trainer, create());
@@ -186,7 +185,7 @@ class TrainRun {
     if (!written) return report_.give_up(*student.wire, written.error());
     Json config = trainer.config();
     const auto& stream = student.spec.stream;
-    config["hook"] = stream.hook;
+    config.update(stream.hooks_json(student.spec.training.architecture));
     config["model_digest"] = stream.model ? Json(stream.model->digest) : Json(nullptr);
     config["trial"] = student.spec.identity().hex();
     protocol::TaskResult result;

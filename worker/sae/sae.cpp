@@ -52,7 +52,8 @@ bool needs_threshold(std::string_view architecture) {
 
 }  // namespace
 
-std::int64_t Sae::d_in() const { return w_dec.defined() ? w_dec.size(1) : 0; }
+std::int64_t Sae::d_in() const { return w_enc.defined() ? w_enc.size(1) : 0; }
+std::int64_t Sae::d_out() const { return w_dec.defined() ? w_dec.size(1) : 0; }
 std::int64_t Sae::d_sae() const { return w_dec.defined() ? w_dec.size(0) : 0; }
 
 at::Tensor Sae::encode(const at::Tensor& x) const {
@@ -78,6 +79,11 @@ at::Tensor Sae::decode(const at::Tensor& f) const {
   return at::addmm(b_dec, f, w_dec);
 }
 
+at::Tensor Sae::reconstruct(const at::Tensor& x, const at::Tensor& f) const {
+  const at::Tensor decoded = decode(f);
+  return w_skip.defined() ? at::addmm(decoded, x, w_skip.t()) : decoded;
+}
+
 Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& config) {
   SAE_TRY(const auto file, storage::Safetensors::open(safetensors));
   Sae sae;
@@ -88,22 +94,37 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
   sae.name = config["architecture"].get<std::string>();
   sae.apply_b_dec_to_input = config.value("apply_b_dec_to_input", true);
 
-  const bool gated = is_gated(sae.name);
+  const bool gated = is_gated(sae.name), crosses = sae.name == "crosscoder";
+  sae.predicts = sae.name == "transcoder" || sae.name == "skip_transcoder";
   const auto at = safetensors.string();
   const auto* encoder = file.find("W_enc");
+  const std::size_t dimensions = crosses ? 3 : 2;
   if (encoder != nullptr &&
-      (encoder->shape.size() != 2 || encoder->shape[0] < 1 || encoder->shape[1] < 1))
-    return fail(ErrorCode::kInvalidArgument, "{}: W_enc is not [d_sae, d_in]", at);
-  const std::int64_t width = encoder == nullptr ? 0 : encoder->shape[0];
-  const std::int64_t d_in = encoder == nullptr ? 0 : encoder->shape[1];
+      (encoder->shape.size() != dimensions ||
+       std::any_of(encoder->shape.begin(), encoder->shape.end(), [](auto n) { return n < 1; })))
+    return fail(ErrorCode::kInvalidArgument, "{}: W_enc is not [{}d_sae, d_in]", at,
+                crosses ? "sources, " : "");
+  const std::int64_t width = encoder == nullptr ? 0 : encoder->shape[dimensions - 2];
+  const std::int64_t d_in = encoder == nullptr ? 0 : encoder->shape[dimensions - 1];
+  std::int64_t d_out = d_in;
+  if (const auto* decoder = file.find("W_dec"); sae.predicts && decoder != nullptr) {
+    if (decoder->shape.size() != 2 || decoder->shape[1] < 1)
+      return fail(ErrorCode::kInvalidArgument, "{}: W_dec is not [d_sae, d_out]", at);
+    d_out = decoder->shape[1];
+  }
   struct Wanted {
     const char* name;
     at::Tensor* tensor;
     std::vector<std::int64_t> shape;
   };
   std::vector<Wanted> wanted = {{"W_enc", &sae.w_enc, {width, d_in}},
-                                {"W_dec", &sae.w_dec, {width, d_in}},
-                                {"b_dec", &sae.b_dec, {d_in}}};
+                                {"W_dec", &sae.w_dec, {width, d_out}},
+                                {"b_dec", &sae.b_dec, {d_out}}};
+  if (crosses && encoder != nullptr) {
+    sae.sources = encoder->shape[0];
+    for (Wanted& each : wanted) each.shape.insert(each.shape.begin(), sae.sources);
+  }
+  if (sae.name == "skip_transcoder") wanted.push_back({"W_skip", &sae.w_skip, {d_out, d_in}});
   if (gated)
     wanted.insert(wanted.end(), {{"r_mag", &sae.r_mag, {width}},
                                  {"b_gate", &sae.b_gate, {width}},
@@ -126,7 +147,13 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
                   each.name);
   }
 
-  if (sae.name == "topk") {
+  if (crosses) {
+    for (at::Tensor* weights : {&sae.w_enc, &sae.w_dec})
+      *weights = weights->permute({1, 0, 2}).reshape({width, sae.sources * d_in}).contiguous();
+    sae.b_dec = sae.b_dec.reshape({-1});
+  }
+
+  if (sae.name == "topk" || sae.predicts) {
     const Json parameters = config.value("parameters", Json::object());
     if (!parameters.contains("k") || !parameters["k"].is_number_integer() ||
         parameters["k"].get<std::int64_t>() < 1 || parameters["k"].get<std::int64_t>() > width)
@@ -152,11 +179,19 @@ std::string serialize_sae(const Sae& sae) {
                                      {"b_enc", sae.b_enc},
                                      {"W_dec", sae.w_dec},
                                      {"b_dec", sae.b_dec},
+                                     {"W_skip", sae.w_skip},
                                      {"threshold", sae.threshold},
                                      {"r_mag", sae.r_mag},
                                      {"b_gate", sae.b_gate},
                                      {"b_mag", sae.b_mag}})
     if (tensor.defined()) tensors[name] = tensor.contiguous();
+  if (sae.name == "crosscoder") {
+    const std::int64_t d_in = sae.d_in() / sae.sources;
+    for (const char* name : {"W_enc", "W_dec"})
+      tensors[name] =
+          tensors[name].view({sae.d_sae(), sae.sources, d_in}).permute({1, 0, 2}).contiguous();
+    tensors["b_dec"] = tensors["b_dec"].view({sae.sources, d_in});
+  }
   return serialize_tensors(tensors);
 }
 

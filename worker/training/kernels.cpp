@@ -136,12 +136,14 @@ void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
 SAE_VECTOR_CLONES void gather_slice(const Touch* __restrict touches, std::int64_t count,
                                     const float* __restrict slice, bool add,
                                     float* __restrict first, float* __restrict second,
-                                    std::int64_t width) {
+                                    std::int64_t first_width, std::int64_t second_width) {
   using Line = float __attribute__((vector_size(64)));
   Line sum_first{}, sum_second{};
+  const auto first_bytes = static_cast<std::size_t>(first_width) * sizeof(float);
+  const auto second_bytes = static_cast<std::size_t>(second_width) * sizeof(float);
   if (add) {
-    std::memcpy(&sum_first, first, static_cast<std::size_t>(width) * sizeof(float));
-    std::memcpy(&sum_second, second, static_cast<std::size_t>(width) * sizeof(float));
+    std::memcpy(&sum_first, first, first_bytes);
+    std::memcpy(&sum_second, second, second_bytes);
   }
   for (std::int64_t i = 0; i < count; ++i) {
     const float* row = slice + std::int64_t{touches[i].row} * 2 * kLanes;
@@ -151,13 +153,13 @@ SAE_VECTOR_CLONES void gather_slice(const Touch* __restrict touches, std::int64_
     sum_first += touches[i].value * of_first;
     sum_second += touches[i].pull * of_second;
   }
-  if (width == kLanes) {
+  if (first_width == kLanes && second_width == kLanes) {
     std::memcpy(first, &sum_first, sizeof(Line));
     std::memcpy(second, &sum_second, sizeof(Line));
     return;
   }
-  std::memcpy(first, &sum_first, static_cast<std::size_t>(width) * sizeof(float));
-  std::memcpy(second, &sum_second, static_cast<std::size_t>(width) * sizeof(float));
+  std::memcpy(first, &sum_first, first_bytes);
+  std::memcpy(second, &sum_second, second_bytes);
 }
 
 SAE_VECTOR_CLONES void adam(const AdamStep& step, const float* __restrict gradient,

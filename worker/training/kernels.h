@@ -51,9 +51,10 @@ struct Touch {
   float value, pull;
 };
 // The sums of value x first and pull x second over the touched rows of a slice [row][16 of the
-// first, 16 of the second], in order; `width` <= 16 columns are written, or added with `add`.
+// first, 16 of the second], in order; `of_first` and `of_second` <= 16 columns are written, or
+// added with `add`.
 void gather_slice(const Touch* touches, std::int64_t count, const float* slice, bool add,
-                  float* first, float* second, std::int64_t width);
+                  float* first, float* second, std::int64_t of_first, std::int64_t of_second);
 
 struct AdamStep {
   float rate, beta1, beta2, epsilon;

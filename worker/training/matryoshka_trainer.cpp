@@ -126,7 +126,7 @@ PassSums MatryoshkaTrainer::pass(const at::Tensor& x) {
   }
   double of_prefixes = 0;
   for (const double squared_error : squared_errors) of_prefixes += squared_error;
-  result.prefixes = weight * of_prefixes * inverse_rows;
+  result.in_place = weight * of_prefixes * inverse_rows;
   result.reconstruction = squared_errors.back() * inverse_rows;
   result.fve = variance_explained(x, squared_errors.back());
   result.auxiliary = revive(x_centred, error);

@@ -2,7 +2,11 @@
 //   standard          penalty l1 * f_i |W_dec_i|, decoder free      (Anthropic, April 2024)
 //   standard_bricken  penalty l1 * f_i, decoder rows of unit norm   (Bricken et al. 2023)
 //   p_anneal          penalty l1 * f_i^p while p falls, unit norm   (Karvonen et al. 2024)
-// As dictionary_learning trains them; the recipe states every reduction.
+//   crosscoder        several hooks side by side in a row, each with its own decoder rows: penalty
+//                     l1 * f_i sum_m |W_dec_m_i|, decoders free, b_dec not subtracted from what is
+//                     read                                          (Lindsey et al. 2024)
+// As dictionary_learning trains them, crosscoders as ckkissane/crosscoder-model-diff-replication;
+// the recipe states every reduction.
 //
 // While many latents are active a pass is five dense products; once few are, only the encoder's
 // product is dense and the rest touches what is active. Which, the batch's own L0 decides.
@@ -28,12 +32,10 @@ constexpr double kSparseBelow = 1.0 / 16;
 
 class ReluTrainer final : public TrainerBase {
  public:
-  ReluTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
-              ThreadPool& pool)
-      : TrainerBase(spec, d_in, norm_factor, pool,
-                    spec.architecture == sweeps::Architecture::kStandard ? DecoderNorm::kFree
-                                                                         : DecoderNorm::kUnit,
-                    0.1F),
+  ReluTrainer(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts, ThreadPool& pool)
+      : TrainerBase(spec, parts, pool,
+                    weighs_norms(spec.architecture) ? DecoderNorm::kFree : DecoderNorm::kUnit,
+                    crosses(spec.architecture) ? 0.08F : 0.1F),
         anneals_(spec.architecture == sweeps::Architecture::kPAnneal),
         l1_(spec.l1.value_or(0)),
         p_(spec.p_start) {
@@ -50,7 +52,20 @@ class ReluTrainer final : public TrainerBase {
   }
 
  private:
-  bool weighs_norms() const { return spec_.architecture == sweeps::Architecture::kStandard; }
+  static bool crosses(sweeps::Architecture architecture) {
+    return architecture == sweeps::Architecture::kCrosscoder;
+  }
+  static bool weighs_norms(sweeps::Architecture architecture) {
+    return architecture == sweeps::Architecture::kStandard || crosses(architecture);
+  }
+  bool crosses() const { return crosses(spec_.architecture); }
+  // Values of one hook in a row.
+  std::int64_t part_width() const { return parts_.front().width; }
+  // |W_dec_m_i| of each latent and hook, [d_sae, hooks].
+  at::Tensor part_norms(const at::Tensor& w_dec) const {
+    if (!crosses()) return w_dec.square().sum(1, /*keepdim=*/true).sqrt();
+    return w_dec.view({d_sae(), -1, part_width()}).square().sum(2).sqrt();
+  }
   PassSums pass(const at::Tensor& x) override;
   // A batch on its way through a pass.
   struct Batch {
@@ -84,7 +99,10 @@ class ReluTrainer final : public TrainerBase {
   void keep_bookkeeping() override;
   Json state() const override;
   Result<void> set_state(const Json& json) override;
-  void finish_sae(Sae& sae) const override { sae.selection = Sae::Selection::kRelu; }
+  void draw() override;
+  Json config() const override;
+  void finish_sae(Sae& sae) const override;
+  bool folds_decoder_norms() const override { return !crosses(); }
 
   // Sums of f^p over a row and what they become: as they are (lp_p) or their 1/p-th power (lp).
   double penalty_of_row(double sum, double p) const {
@@ -338,9 +356,13 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
     const float* from = x.const_data_ptr<float>();
     for (std::int64_t row = first; row < first + count; ++row)
       for (std::int64_t j = 0; j < d; ++j)
-        x_centred.data()[row * d + j] = from[row * d + j] - b_dec[j];
+        x_centred.data()[row * d + j] = from[row * d + j] - (crosses() ? 0.0F : b_dec[j]);
   });
-  const at::Tensor norms = weighs_norms() ? parameters_.w_dec.square().sum(1).sqrt() : at::Tensor();
+  at::Tensor norms, norms_of_parts;
+  if (weighs_norms(spec_.architecture)) {
+    norms_of_parts = part_norms(parameters_.w_dec).contiguous();
+    norms = crosses() ? norms_of_parts.sum(1) : norms_of_parts.view({-1});
+  }
   const PackedEncoder encode =
       pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
                    parameters_.b_enc.const_data_ptr<float>(), width, d, numbers_of(spec_));
@@ -389,12 +411,17 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
       float* rows_out = gradients_.w_dec.mutable_data_ptr<float>();
       for (std::int64_t latent = first; latent < first + count; ++latent) {
         const double mean = sums.f_columns[static_cast<std::size_t>(latent)] * batch_in.scale;
-        if (norm[latent] > 0)
-          kernels::axpy(static_cast<float>(mean / norm[latent]),
-                        parameters_.w_dec.const_data_ptr<float>() + latent * d,
-                        rows_out + latent * d, d);
+        const std::int64_t of_part = part_width(), parts = d / of_part;
+        for (std::int64_t part = 0; part < parts; ++part) {
+          const float own = norms_of_parts.const_data_ptr<float>()[latent * parts + part];
+          if (own > 0)
+            kernels::axpy(static_cast<float>(mean / own),
+                          parameters_.w_dec.const_data_ptr<float>() + latent * d + part * of_part,
+                          rows_out + latent * d + part * of_part, of_part);
+        }
       }
     }
+    if (crosses()) return;  // its encoder reads x alone
     auto& through = through_encoder[static_cast<std::size_t>(index)];
     through.assign(static_cast<std::size_t>(d), 0);
     const float* encoder = parameters_.w_enc.const_data_ptr<float>();
@@ -411,7 +438,7 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
   // b_dec is subtracted before the encoder as well.
   std::vector<double>& b_dec = sums.g_columns;
   for (const auto& through : through_encoder)
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= through[j];
+    for (std::size_t j = 0; j < through.size(); ++j) b_dec[j] -= through[j];
   for (std::int64_t j = 0; j < d; ++j)
     gradients_.b_dec.mutable_data_ptr<float>()[j] =
         static_cast<float>(b_dec[static_cast<std::size_t>(j)]);
@@ -445,6 +472,47 @@ void ReluTrainer::keep_bookkeeping() {
   ++updates_;
 }
 
+void ReluTrainer::draw() {
+  if (!crosses()) return TrainerBase::draw();
+  draw_directions(parameters_.w_dec, "init.w_dec", part_width(), 0.08);
+  parameters_.w_enc.copy_(parameters_.w_dec);
+}
+
+Json ReluTrainer::config() const {
+  Json json = TrainerBase::config();
+  if (!crosses()) return json;
+  json["apply_b_dec_to_input"] = false;
+  json["d_in"] = part_width();
+  json.erase("normalization_factor");
+  for (const RowPart& part : parts_) json["normalization_factors"].push_back(part.norm_factor);
+  return json;
+}
+
+void ReluTrainer::finish_sae(Sae& sae) const {
+  sae.selection = Sae::Selection::kRelu;
+  if (!crosses()) return;
+  // Each hook's rows were multiplied with its own factor; then a latent's norms over all hooks are
+  // scaled to sum to 1, so that activations are in units of what they write.
+  sae.apply_b_dec_to_input = false;
+  sae.sources = static_cast<std::int64_t>(parts_.size());
+  at::Tensor w_enc = parameters_.w_enc.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);
+  at::Tensor w_dec = parameters_.w_dec.to(at::kDouble, false, true);
+  at::Tensor b_dec = parameters_.b_dec.to(at::kDouble, false, true);
+  for (std::int64_t part = 0; part < sae.sources; ++part) {
+    const double factor = parts_[static_cast<std::size_t>(part)].norm_factor;
+    const std::int64_t column = part * part_width();
+    w_enc.narrow(1, column, part_width()).mul_(factor);
+    w_dec.narrow(1, column, part_width()).div_(factor);
+    b_dec.narrow(0, column, part_width()).div_(factor);
+  }
+  const at::Tensor sums = part_norms(w_dec).sum(1);
+  const at::Tensor norms = at::where(sums.gt(0), sums, at::ones_like(sums));
+  sae.w_enc = (w_enc * norms.unsqueeze(1)).to(at::kFloat);
+  sae.b_enc = (parameters_.b_enc.to(at::kDouble) * norms).to(at::kFloat);
+  sae.w_dec = (w_dec / norms.unsqueeze(1)).to(at::kFloat);
+  sae.b_dec = b_dec.to(at::kFloat);
+}
+
 Json ReluTrainer::state() const {
   if (!anneals_) return Json::object();
   Json json{{"l1", l1_}, {"p", p_}, {"updates", updates_}, {"queue", Json::array()}};
@@ -475,9 +543,9 @@ Result<void> ReluTrainer::set_state(const Json& json) {
 }  // namespace
 
 Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec& spec,
-                                                      std::int64_t d_in, double norm_factor,
+                                                      const std::vector<RowPart>& parts,
                                                       ThreadPool& pool) {
-  auto trainer = std::make_unique<ReluTrainer>(spec, d_in, norm_factor, pool);
+  auto trainer = std::make_unique<ReluTrainer>(spec, parts, pool);
   SAE_TRY_VOID(trainer->initialise());
   return trainer;
 }

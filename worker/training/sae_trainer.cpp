@@ -7,10 +7,35 @@
 #include "worker/training/trainer_base.h"
 
 namespace saesweep::worker {
+namespace {
+
+Result<void> check_parts(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts) {
+  const bool joint = sweeps::is_joint(spec.architecture);
+  const bool fits = sweeps::is_transcoder(spec.architecture) ? parts.size() == 2
+                    : joint                                  ? !parts.empty()
+                                                             : parts.size() == 1;
+  if (!fits)
+    return fail(ErrorCode::kInvalidArgument, "{} of {} hooks; {} would be right",
+                to_string(spec.architecture), parts.size(),
+                sweeps::is_transcoder(spec.architecture) ? "2"
+                : joint                                  ? "2 or more"
+                                                         : "1");
+  if (spec.architecture == sweeps::Architecture::kCrosscoder)
+    for (const RowPart& part : parts)
+      if (part.width != parts.front().width)
+        return fail(ErrorCode::kInvalidArgument, "a crosscoder of hooks {} and {} wide",
+                    parts.front().width, part.width);
+  return {};
+}
+
+}  // namespace
 
 Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpec& spec,
-                                                       std::int64_t d_in, double norm_factor,
+                                                       const std::vector<RowPart>& parts,
                                                        ThreadPool& pool) {
+  SAE_TRY_VOID(check_parts(spec, parts));
+  const std::int64_t d_in = parts.front().width;
+  const double norm_factor = parts.front().norm_factor;
   if (spec.d_sae < 1 || spec.batch < 1 || d_in < 1)
     return fail(ErrorCode::kInvalidArgument, "d_sae {}, batch {}, d_in {}: all must be at least 1",
                 spec.d_sae, spec.batch, d_in);
@@ -22,7 +47,11 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
       case sweeps::Architecture::kStandard:
       case sweeps::Architecture::kStandardBricken:
       case sweeps::Architecture::kPAnneal:
-        return make_relu_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kCrosscoder:
+        return make_relu_trainer(spec, parts, pool);
+      case sweeps::Architecture::kTranscoder:
+      case sweeps::Architecture::kSkipTranscoder:
+        return make_transcoder_trainer(spec, parts, pool);
       case sweeps::Architecture::kGated:
       case sweeps::Architecture::kGatedPAnneal:
         return make_gated_trainer(spec, d_in, norm_factor, pool);
@@ -40,8 +69,12 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
 }
 
 std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64_t d_in) {
-  const auto d = static_cast<std::uint64_t>(d_in);
-  const std::uint64_t parameters = 2 * d * spec.d_sae + spec.d_sae + d;
+  // Of a transcoder's row about one half is read and one half predicted.
+  const bool halved = sweeps::is_transcoder(spec.architecture);
+  const bool skips = spec.architecture == sweeps::Architecture::kSkipTranscoder;
+  const auto d =
+      halved ? static_cast<std::uint64_t>(d_in + 1) / 2 : static_cast<std::uint64_t>(d_in);
+  const std::uint64_t parameters = 2 * d * spec.d_sae + spec.d_sae + d + (skips ? d * d : 0);
   const bool dense = !spec.k;
   const std::uint64_t prefixes = spec.group_fractions.size();  // a gradient each
   // Weights, gradients and two moments, and the weights packed as operands; of a batch the rows,

@@ -12,10 +12,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/json.h"
 #include "core/result.h"
 #include "sweeps/spec.h"
+#include "worker/activations/row_stream.h"
 #include "worker/parallel/thread_pool.h"
 #include "worker/sae/sae.h"
 
@@ -26,7 +28,7 @@ struct StepReport {
   std::uint64_t step = 0;    // steps done
   std::uint64_t tokens = 0;  // steps done x batch
   double loss = 0;           // as optimised: reconstruction + sparsity + auxiliary
-  double mse = 0;            // squared error summed over d_in, mean over rows
+  double mse = 0;            // squared error summed over what is reconstructed, mean over rows
   double fve = 0;            // of this batch
   double l0 = 0;             // mean non-zero features a row
   double dead_fraction = 0;
@@ -36,12 +38,19 @@ struct StepReport {
 
 class SaeTrainer {
  public:
-  // Parameters are drawn, or read from spec.init_path. `norm_factor` is what rows were multiplied
-  // with (RowStream::norm_factor); it is stored and folded into sae().
-  // Errors: kInvalidArgument (k > d_sae, an init of the wrong shape); kResourceExhausted (memory).
+  // Parameters are drawn, or read from spec.init_path. `parts` are those of the stream
+  // (RowStream::parts): one, of transcoders what is read and what is predicted, of a crosscoder two
+  // or more of one width. Their factors are stored and folded into sae().
+  // Errors: kInvalidArgument (k > d_sae, an init of the wrong shape, parts that are not the
+  // architecture's); kResourceExhausted (memory).
+  static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
+                                                    const std::vector<RowPart>& parts,
+                                                    ThreadPool& pool);
   static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
                                                     std::int64_t d_in, double norm_factor,
-                                                    ThreadPool& pool);
+                                                    ThreadPool& pool) {
+    return create(spec, {{d_in, norm_factor}}, pool);
+  }
   virtual ~SaeTrainer() = default;
 
   virtual const sweeps::TrainingSpec& spec() const = 0;
@@ -50,9 +59,9 @@ class SaeTrainer {
   // Row of the stream its next batch begins at.
   std::uint64_t position() const { return step() * spec().batch; }
 
-  // x: [spec().batch, d_in] fp32, lent. The first batch also sets what an initialisation takes from
-  // data. Errors: kDiverged after 10 steps in a row that were not finite (the message names the
-  // step); kResourceExhausted (memory).
+  // x: [spec().batch, values of a row] fp32, lent. The first batch also sets what an initialisation
+  // takes from data. Errors: kDiverged after 10 steps in a row that were not finite (the message
+  // names the step); kResourceExhausted (memory).
   virtual Result<StepReport> train_step(const at::Tensor& x) = 0;
 
   // A full-state checkpoint in `directory` (which it creates, whole or absent):
@@ -71,7 +80,9 @@ class SaeTrainer {
   virtual bool needs_threshold() const = 0;
 
   // config.json's keys that the trainer knows: architecture, parameters, recipe, recipe_hash,
-  // tokens, apply_b_dec_to_input, normalization_factor, threshold_calibrated.
+  // tokens, apply_b_dec_to_input, normalization_factor (of transcoders also
+  // normalization_factor_out, of a crosscoder normalization_factors in its place),
+  // threshold_calibrated.
   virtual Json config() const = 0;
   // curve.csv: step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm; about 200 points, no times.
   virtual std::string curve_csv() const = 0;
@@ -79,7 +90,7 @@ class SaeTrainer {
   virtual Json summary() const = 0;
 };
 
-// Bytes a trainer and a step of it need, for packing and for `validate`.
+// Bytes a trainer and a step of it need, for packing and for `validate`. d_in: values of a row.
 std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64_t d_in);
 
 }  // namespace saesweep::worker

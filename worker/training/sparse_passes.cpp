@@ -42,16 +42,25 @@ struct ByLatent {
   }
 };
 
+// Columns of a matrix that is `d` wide in a slice: fewer than 16 at its end, none past it.
+std::int64_t columns_of(std::int64_t slice, std::int64_t d) {
+  return std::clamp<std::int64_t>(d - slice * SlicedRows::kColumns, 0, SlicedRows::kColumns);
+}
+
 }  // namespace
 
 void SlicedRows::put(std::int64_t row, const float* first, const float* second) {
   for (std::int64_t slice = 0; slice < slices(); ++slice) {
     float* to = memory_.data() + (slice * rows_ + row) * 2 * kColumns;
     const std::int64_t from = slice * kColumns;
-    const auto width = static_cast<std::size_t>(std::min(kColumns, d_ - from));
-    if (width < kColumns) std::fill(to, to + 2 * kColumns, 0.0F);
-    std::memcpy(to, first + from, width * sizeof(float));
-    std::memcpy(to + kColumns, second + from, width * sizeof(float));
+    const std::int64_t of_first = columns_of(slice, d_first_);
+    const std::int64_t of_second = columns_of(slice, d_second_);
+    if (of_first < kColumns || of_second < kColumns) std::fill(to, to + 2 * kColumns, 0.0F);
+    if (of_first > 0)
+      std::memcpy(to, first + from, static_cast<std::size_t>(of_first) * sizeof(float));
+    if (of_second > 0)
+      std::memcpy(to + kColumns, second + from,
+                  static_cast<std::size_t>(of_second) * sizeof(float));
   }
 }
 
@@ -81,7 +90,7 @@ DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const f
       gradient[static_cast<std::size_t>(j)] = e[j] * factor;
       sums.g_columns[static_cast<std::size_t>(j)] += gradient[static_cast<std::size_t>(j)];
     }
-    g_and_x.put(row, gradient.data(), x_centred + row * d);
+    g_and_x.put(row, gradient.data(), x_centred + row * g_and_x.d_second());
     for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
       d_codes[static_cast<std::size_t>(at)] = kernels::dot(gradient.data(), decoder_row(at), d);
   }
@@ -91,7 +100,7 @@ DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const f
 void weight_gradients(ThreadPool& pool, const SparseCodes& codes, std::span<const float> d_codes,
                       const SlicedRows& g_and_x, bool add, const WeightGradients& out) {
   const ByLatent index(pool, codes, d_codes, out.latents);
-  const std::int64_t d = g_and_x.d();
+  const std::int64_t d_out = g_and_x.d_first(), d_in = g_and_x.d_second();
   pool.run(g_and_x.slices() + 1, [&](std::int64_t slice) {
     if (slice == g_and_x.slices()) {
       for (std::int64_t latent = 0; latent < out.latents; ++latent) {
@@ -102,12 +111,14 @@ void weight_gradients(ThreadPool& pool, const SparseCodes& codes, std::span<cons
       return;
     }
     const std::int64_t column = slice * SlicedRows::kColumns;
-    const std::int64_t width = std::min(SlicedRows::kColumns, d - column);
+    const std::int64_t of_dec = columns_of(slice, d_out), of_enc = columns_of(slice, d_in);
     for (std::int64_t latent = 0; latent < out.latents; ++latent) {
       const auto touches = index.of(latent);
-      kernels::gather_slice(touches.data(), std::ssize(touches), g_and_x.slice(slice), add,
-                            out.w_dec + latent * d + column, out.w_enc + latent * d + column,
-                            width);
+      // Nothing is read or written where a matrix has no columns left.
+      float* dec = of_dec > 0 ? out.w_dec + latent * d_out + column : out.w_dec;
+      float* enc = of_enc > 0 ? out.w_enc + latent * d_in + column : out.w_enc;
+      kernels::gather_slice(touches.data(), std::ssize(touches), g_and_x.slice(slice), add, dec,
+                            enc, of_dec, of_enc);
     }
   });
 }

@@ -2,6 +2,7 @@
 // and differentiated.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,16 +13,22 @@
 
 namespace saesweep::worker {
 
-// Two matrices [rows, d] cut into slices of 16 columns, [slice][row][16 of the first, 16 of the
-// second]: a slice of a batch stays in a core's cache while all latents gather from it.
+// Two matrices [rows, d_first] and [rows, d_second] cut into slices of 16 columns, [slice][row][16
+// of the first, 16 of the second]: a slice of a batch stays in a core's cache while all latents
+// gather from it.
 class SlicedRows {
  public:
   static constexpr std::int64_t kColumns = 16;
 
-  SlicedRows(std::int64_t rows, std::int64_t d)
-      : rows_(rows), d_(d), memory_(slices() * rows * 2 * kColumns) {}
-  std::int64_t d() const { return d_; }
-  std::int64_t slices() const { return (d_ + kColumns - 1) / kColumns; }
+  SlicedRows(std::int64_t rows, std::int64_t d_first, std::int64_t d_second)
+      : rows_(rows),
+        d_first_(d_first),
+        d_second_(d_second),
+        memory_(slices() * rows * 2 * kColumns) {}
+  SlicedRows(std::int64_t rows, std::int64_t d) : SlicedRows(rows, d, d) {}
+  std::int64_t d_first() const { return d_first_; }
+  std::int64_t d_second() const { return d_second_; }
+  std::int64_t slices() const { return (std::max(d_first_, d_second_) + kColumns - 1) / kColumns; }
   const float* slice(std::int64_t index) const {
     return memory_.data() + index * rows_ * 2 * kColumns;
   }
@@ -29,7 +36,7 @@ class SlicedRows {
   void put(std::int64_t row, const float* first, const float* second);
 
  private:
-  std::int64_t rows_, d_;
+  std::int64_t rows_, d_first_, d_second_;
   products::Scratch memory_;
 };
 
@@ -46,14 +53,15 @@ struct DecodeSums {
 
 // For rows [first, first + count): error = codes W_dec + b_dec - x, its gradient factor * error,
 // and for every code the dot product of that gradient with the code's decoder row.
-//   x, x_centred, error: [rows, d]; d_codes: one a code; g_and_x: gets gradient and x_centred
+//   x, error: [rows, d]; d_codes: one a code; g_and_x: gets the gradient and x_centred, what the
+//   encoder read
 DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const float* x,
                        const float* x_centred, float factor, std::int64_t first, std::int64_t count,
                        float* error, std::vector<float>& d_codes, SlicedRows& g_and_x);
 
 // dL/dW_dec = codesᵀ g, dL/dW_enc = d_codesᵀ x_centred, dL/db_enc = sums of d_codes by latent; each
 // sum in order of rows. With `add` they are added to what is there.
-//   w_dec, w_enc: [latents, d]; b_enc: [latents]
+//   w_dec: [latents, d of the gradient]; w_enc: [latents, d of x_centred]; b_enc: [latents]
 struct WeightGradients {
   float *w_dec, *w_enc, *b_enc;
   std::int64_t latents;

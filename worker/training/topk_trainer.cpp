@@ -13,19 +13,18 @@
 #include "worker/training/kernels.h"
 #include "worker/training/packing.h"
 #include "worker/training/selection.h"
-#include "worker/training/sparse_passes.h"
-#include "worker/training/trainer_base.h"
+#include "worker/training/sparse_trainer.h"
 
 namespace saesweep::worker {
 namespace {
 
 using kernels::Code;
 
-class TopKTrainer final : public TrainerBase {
+class TopKTrainer final : public SparseTrainer {
  public:
   TopKTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
               ThreadPool& pool)
-      : TrainerBase(spec, d_in, norm_factor, pool, DecoderNorm::kUnitEpsilon, 1.0F),
+      : SparseTrainer(spec, {{d_in, norm_factor}}, pool, DecoderNorm::kUnitEpsilon, 1.0F),
         over_batch_(spec.architecture == sweeps::Architecture::kBatchTopK),
         k_(static_cast<std::int64_t>(spec.k.value_or(1))) {}
 
@@ -50,14 +49,12 @@ class TopKTrainer final : public TrainerBase {
   // Selected codes of the batch; false: a pre-activation was not finite.
   bool encode(const at::Tensor& x_centred, SparseCodes& codes);
   double smallest_selected(const SparseCodes& codes) const;
-  double auxiliary(const at::Tensor& x_centred, const at::Tensor& error);
-  WeightGradients gradients_of_latents();
 
   bool over_batch_;
   std::int64_t k_;
   double threshold_ = -1, next_threshold_ = -1;  // moving average; -1: not yet
   bool calibrated_ = false;
-  SelectionHints hints_, aux_hints_;  // speed only
+  SelectionHints hints_;  // speed only
 };
 
 void TopKTrainer::centre(const at::Tensor& x, at::Tensor& x_centred) const {
@@ -97,11 +94,6 @@ double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
   }
   if (over_batch_) return smallest == kNone ? 0 : smallest;
   return rows == 0 ? 0 : sum / static_cast<double>(rows);
-}
-
-WeightGradients TopKTrainer::gradients_of_latents() {
-  return {gradients_.w_dec.mutable_data_ptr<float>(), gradients_.w_enc.mutable_data_ptr<float>(),
-          gradients_.b_enc.mutable_data_ptr<float>(), d_sae()};
 }
 
 PassSums TopKTrainer::pass(const at::Tensor& x) {
@@ -169,81 +161,6 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
     gradients_.b_dec.mutable_data_ptr<float>()[j] =
         static_cast<float>(b_dec[static_cast<std::size_t>(j)]);
   return result;
-}
-
-// Dead latents reconstruct the residual: squared error over the residual's own variance (Gao et al.
-// 2024, with dictionary_learning's reductions). Adds to the gradients of the dead rows.
-double TopKTrainer::auxiliary(const at::Tensor& x_centred, const at::Tensor& error) {
-  const std::int64_t d = d_in(), rows = batch();
-  std::vector<std::int64_t> dead;
-  for (std::size_t i = 0; i < next_silence_.size(); ++i)
-    if (next_silence_[i] >= static_cast<std::int64_t>(spec_.dead_after_tokens))
-      dead.push_back(static_cast<std::int64_t>(i));
-  if (dead.empty()) return 0;
-  const auto dead_count = static_cast<std::int64_t>(dead.size());
-  const auto recipe_k = spec_.aux_k > 0 ? static_cast<std::int64_t>(spec_.aux_k) : d / 2;
-  const std::int64_t aux_k = std::max<std::int64_t>(1, std::min(recipe_k, dead_count));
-
-  // The dead latents' rows, and their pre-activations again.
-  std::vector<float> encoder(static_cast<std::size_t>(dead_count * d)), bias(dead.size());
-  for (std::size_t i = 0; i < dead.size(); ++i) {
-    std::copy_n(parameters_.w_enc.const_data_ptr<float>() + dead[i] * d, d,
-                encoder.begin() + static_cast<std::ptrdiff_t>(i) * d);
-    bias[i] = parameters_.b_enc.const_data_ptr<float>()[dead[i]];
-  }
-  const PackedEncoder packed =
-      pack_encoder(*pool_, encoder.data(), bias.data(), dead_count, d, numbers_of(spec_));
-  SparseCodes codes;
-  select_per_row(*pool_, {x_centred.const_data_ptr<float>(), rows, d, kRowsPerTile}, packed, aux_k,
-                 aux_hints_, codes);
-  for (Code& code : codes.entries)
-    code.latent = static_cast<std::int32_t>(dead[static_cast<std::size_t>(code.latent)]);
-
-  std::vector<std::vector<double>> error_columns(static_cast<std::size_t>(tiles()));
-  std::vector<double> error_squares(static_cast<std::size_t>(tiles()), 0);
-  const float* e = error.const_data_ptr<float>();
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    const auto at = static_cast<std::size_t>(index);
-    error_columns[at].assign(static_cast<std::size_t>(d), 0);
-    for (std::int64_t row = first; row < first + count; ++row) {
-      const float* e_row = e + row * d;
-      error_squares[at] += kernels::sum_of_squares(e_row, d);
-      for (std::int64_t j = 0; j < d; ++j)
-        error_columns[at][static_cast<std::size_t>(j)] += e_row[j];
-    }
-  });
-  // |residual - its mean over the batch|^2, summed over d_in, mean over rows.
-  double variance = 0;
-  for (const double square : error_squares) variance += square;
-  variance /= static_cast<double>(rows);
-  for (std::int64_t j = 0; j < d; ++j) {
-    double mean = 0;
-    for (const auto& columns : error_columns) mean += columns[static_cast<std::size_t>(j)];
-    mean /= static_cast<double>(rows);
-    variance -= mean * mean;
-  }
-  if (!(variance > 0)) return 0;  // 0/0 counts as 0
-
-  std::vector<float> d_codes(codes.entries.size());
-  const double weight = spec_.aux_k_weight;
-  const auto factor = static_cast<float>(2 * weight / (static_cast<double>(rows) * variance));
-  // What the dead latents miss of the residual x - x_hat.
-  const at::Tensor target = error.neg();
-  at::Tensor missed = at::empty({rows, d}, at::kFloat);
-  std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
-  const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(), nullptr, d};
-  SlicedRows g_and_x(rows, d);
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    squares[static_cast<std::size_t>(index)] =
-        decode_rows(codes, decoder, target.const_data_ptr<float>(),
-                    x_centred.const_data_ptr<float>(), factor, first, count,
-                    missed.mutable_data_ptr<float>(), d_codes, g_and_x)
-            .squared_error;
-  });
-  weight_gradients(*pool_, codes, d_codes, g_and_x, /*add=*/true, gradients_of_latents());
-  double square = 0;
-  for (const double tile : squares) square += tile;
-  return weight * square / static_cast<double>(rows) / variance;
 }
 
 bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "core/check.h"
 #include "core/philox.h"
@@ -20,12 +21,18 @@ constexpr std::uint64_t kCurvePoints = 200;
 constexpr std::uint64_t kSkipsInARow = 10;
 constexpr std::uint64_t kDefaultDeadAfter = 10'000'000;
 
-SaeTensors zeros(std::int64_t d_sae, std::int64_t d_in) {
+SaeTensors zeros(std::int64_t d_sae, std::int64_t d_in, std::int64_t d_out) {
   return {at::zeros({d_sae, d_in}, at::kFloat),
           at::zeros({d_sae}, at::kFloat),
-          at::zeros({d_sae, d_in}, at::kFloat),
-          at::zeros({d_in}, at::kFloat),
+          at::zeros({d_sae, d_out}, at::kFloat),
+          at::zeros({d_out}, at::kFloat),
           {}};
+}
+
+std::int64_t width_of(const std::vector<RowPart>& parts) {
+  std::int64_t width = 0;
+  for (const RowPart& part : parts) width += part.width;
+  return width;
 }
 
 // How load_sae reads the tensors of an architecture that is to start from them: a threshold that
@@ -44,19 +51,23 @@ bool draws_encoder_bias(sweeps::Architecture architecture) {
 
 }  // namespace
 
-TrainerBase::TrainerBase(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+TrainerBase::TrainerBase(const sweeps::TrainingSpec& spec, std::vector<RowPart> parts,
                          ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm)
     : spec_(spec),
-      d_in_(d_in),
-      norm_factor_(norm_factor),
+      parts_(std::move(parts)),
+      d_in_(sweeps::is_transcoder(spec.architecture) ? parts_.front().width : width_of(parts_)),
+      d_out_(sweeps::is_transcoder(spec.architecture) ? parts_.back().width : d_in_),
+      norm_factor_(parts_.front().norm_factor),
       pool_(&pool),
-      parameters_(zeros(d_sae(), d_in)),
-      gradients_(zeros(d_sae(), d_in)),
+      parameters_(zeros(d_sae(), d_in_, d_out_)),
+      gradients_(zeros(d_sae(), d_in_, d_out_)),
       silence_(spec.d_sae, 0),
       decoder_norm_(decoder_norm),
       initial_norm_(initial_norm),
-      first_(zeros(d_sae(), d_in)),
-      second_(zeros(d_sae(), d_in)) {}
+      first_(zeros(d_sae(), d_in_, d_out_)),
+      second_(zeros(d_sae(), d_in_, d_out_)) {
+  if (spec.l1 && spec.l0_target) controller_.emplace(spec);
+}
 
 void TrainerBase::for_tiles(const Piece& piece) const {
   pool_->run(tiles(), [&](std::int64_t index) {
@@ -105,28 +116,37 @@ Result<void> TrainerBase::initialise() {
     start_from(sae);
     return {};
   }
-  float* decoder = parameters_.w_dec.mutable_data_ptr<float>();
-  for (std::int64_t latent = 0; latent < d_sae(); ++latent) {
-    Rng rng(spec_.seed, "init.w_dec", static_cast<std::uint64_t>(latent));
-    std::vector<double> row(static_cast<std::size_t>(d));
-    double square = 0;
-    for (double& value : row) {
-      value = rng.normal();
-      square += value * value;
-    }
-    const double scale = initial_norm_ / std::sqrt(square);
-    for (std::int64_t j = 0; j < d; ++j)
-      decoder[latent * d + j] = static_cast<float>(row[static_cast<std::size_t>(j)] * scale);
-  }
-  parameters_.w_enc.copy_(parameters_.w_dec);
-  if (draws_encoder_bias(spec_.architecture)) {
-    Rng rng(spec_.seed, "init.b_enc");
-    const double bound = 1 / std::sqrt(static_cast<double>(d));
-    float* bias = parameters_.b_enc.mutable_data_ptr<float>();
-    for (std::int64_t i = 0; i < d_sae(); ++i)
-      bias[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
-  }
+  draw();
   return {};
+}
+
+void TrainerBase::draw() {
+  draw_directions(parameters_.w_dec, "init.w_dec", d_in_, initial_norm_);
+  parameters_.w_enc.copy_(parameters_.w_dec);
+  if (!draws_encoder_bias(spec_.architecture)) return;
+  Rng rng(spec_.seed, "init.b_enc");
+  const double bound = 1 / std::sqrt(static_cast<double>(d_in_));
+  float* bias = parameters_.b_enc.mutable_data_ptr<float>();
+  for (std::int64_t i = 0; i < d_sae(); ++i)
+    bias[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
+}
+
+void TrainerBase::draw_directions(at::Tensor& rows, std::string_view purpose, std::int64_t block,
+                                  double norm) const {
+  float* out = rows.mutable_data_ptr<float>();
+  std::vector<double> direction(static_cast<std::size_t>(block));
+  for (std::int64_t latent = 0; latent < rows.size(0); ++latent) {
+    Rng rng(spec_.seed, purpose, static_cast<std::uint64_t>(latent));
+    for (std::int64_t column = 0; column < rows.size(1); column += block) {
+      double square = 0;
+      for (double& value : direction) {
+        value = rng.normal();
+        square += value * value;
+      }
+      const double scale = norm / std::sqrt(square);
+      for (const double value : direction) *out++ = static_cast<float>(value * scale);
+    }
+  }
 }
 
 void TrainerBase::add_parameter(const std::string& name, at::IntArrayRef shape) {
@@ -135,8 +155,10 @@ void TrainerBase::add_parameter(const std::string& name, at::IntArrayRef shape) 
 }
 
 double TrainerBase::sparsity_scale() const {
-  if (spec_.sparsity_warmup_steps == 0) return 1;
-  return std::min(static_cast<double>(step_) / static_cast<double>(spec_.sparsity_warmup_steps),
+  const double steered = controller_ ? controller_->factor() : 1;
+  if (spec_.sparsity_warmup_steps == 0) return steered;
+  return steered *
+         std::min(static_cast<double>(step_) / static_cast<double>(spec_.sparsity_warmup_steps),
                   1.0);
 }
 
@@ -164,8 +186,8 @@ void TrainerBase::multiply(at::Tensor out, const at::Tensor& a, const at::Tensor
     out.copy_(at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)));
 }
 
-double TrainerBase::variance_explained(const at::Tensor& x, double squared_error) const {
-  const std::int64_t d = d_in_;
+double TrainerBase::variance_of(const at::Tensor& x) const {
+  const std::int64_t d = x.size(1);
   std::vector<std::vector<double>> sums(static_cast<std::size_t>(tiles()));
   std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
   const float* values = x.const_data_ptr<float>();
@@ -186,7 +208,11 @@ double TrainerBase::variance_explained(const at::Tensor& x, double squared_error
     for (const auto& sum : sums) column += sum[static_cast<std::size_t>(j)];
     mean_square += column / rows * (column / rows);
   }
-  const double variance = total - rows * mean_square;
+  return total - rows * mean_square;
+}
+
+double TrainerBase::variance_explained(const at::Tensor& x, double squared_error) const {
+  const double variance = variance_of(x);
   return variance > 0 ? 1 - squared_error / variance : std::numeric_limits<double>::quiet_NaN();
 }
 
@@ -201,7 +227,7 @@ std::vector<std::int64_t> TrainerBase::advance_silence(const std::vector<char>& 
 }
 
 void TrainerBase::project_decoder_gradient() {
-  const std::int64_t d = d_in_;
+  const std::int64_t d = d_out_;
   const float* weights = parameters_.w_dec.const_data_ptr<float>();
   float* gradients = gradients_.w_dec.mutable_data_ptr<float>();
   const double epsilon = decoder_norm_ == DecoderNorm::kUnitEpsilon ? 1e-6 : 0;
@@ -217,15 +243,16 @@ void TrainerBase::project_decoder_gradient() {
 }
 
 double TrainerBase::gradient_norm() const {
-  const std::int64_t d = d_in_;
+  const std::int64_t d = d_in_, d_out = d_out_;
   std::vector<double> squares(static_cast<std::size_t>(blocks()), 0);
   for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     double& sum = squares[static_cast<std::size_t>(index)];
     sum += kernels::sum_of_squares(gradients_.w_enc.const_data_ptr<float>() + first * d, count * d);
-    sum += kernels::sum_of_squares(gradients_.w_dec.const_data_ptr<float>() + first * d, count * d);
+    sum += kernels::sum_of_squares(gradients_.w_dec.const_data_ptr<float>() + first * d_out,
+                                   count * d_out);
     sum += kernels::sum_of_squares(gradients_.b_enc.const_data_ptr<float>() + first, count);
   });
-  double total = kernels::sum_of_squares(gradients_.b_dec.const_data_ptr<float>(), d);
+  double total = kernels::sum_of_squares(gradients_.b_dec.const_data_ptr<float>(), d_out);
   for (const double square : squares) total += square;
   for (const auto& [name, gradient] : gradients_.more)
     total += kernels::sum_of_squares(gradient.const_data_ptr<float>(), gradient.numel());
@@ -233,7 +260,7 @@ double TrainerBase::gradient_norm() const {
 }
 
 void TrainerBase::update(double rate, double clip) {
-  const std::int64_t d = d_in_;
+  const std::int64_t d = d_in_, d_out = d_out_;
   const auto t = static_cast<double>(++adam_steps_);
   kernels::AdamStep adam{};
   adam.rate = static_cast<float>(rate);
@@ -257,23 +284,25 @@ void TrainerBase::update(double rate, double clip) {
   for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
     apply(gradients_.w_enc, parameters_.w_enc, first_.w_enc, second_.w_enc, first * d, count * d);
     apply(gradients_.b_enc, parameters_.b_enc, first_.b_enc, second_.b_enc, first, count);
-    apply(gradients_.w_dec, parameters_.w_dec, first_.w_dec, second_.w_dec, first * d, count * d);
+    apply(gradients_.w_dec, parameters_.w_dec, first_.w_dec, second_.w_dec, first * d_out,
+          count * d_out);
     if (decoder_norm_ == DecoderNorm::kFree) return;
     for (std::int64_t latent = first; latent < first + count; ++latent) {
-      float* w = parameters_.w_dec.mutable_data_ptr<float>() + latent * d;
-      const auto norm = static_cast<float>(std::sqrt(kernels::sum_of_squares(w, d)) + epsilon);
-      for (std::int64_t j = 0; j < d; ++j) w[j] /= norm;
+      float* w = parameters_.w_dec.mutable_data_ptr<float>() + latent * d_out;
+      const auto norm = static_cast<float>(std::sqrt(kernels::sum_of_squares(w, d_out)) + epsilon);
+      for (std::int64_t j = 0; j < d_out; ++j) w[j] /= norm;
     }
   });
-  apply(gradients_.b_dec, parameters_.b_dec, first_.b_dec, second_.b_dec, 0, d);
+  apply(gradients_.b_dec, parameters_.b_dec, first_.b_dec, second_.b_dec, 0, d_out);
   for (const auto& [name, gradient] : gradients_.more)
     apply(gradient, parameters_.more.at(name), first_.more.at(name), second_.more.at(name), 0,
           gradient.numel());
 }
 
 Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
-  SAE_CHECK(x.dim() == 2 && x.size(0) == batch() && x.size(1) == d_in_ && x.is_contiguous(),
-            "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
+  SAE_CHECK(
+      x.dim() == 2 && x.size(0) == batch() && x.size(1) == width_of(parts_) && x.is_contiguous(),
+      "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
   SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
   // The calling thread takes pieces too: LibTorch's own threading is a setting of each thread.
   if (at::get_num_threads() != 1) at::set_num_threads(1);
@@ -295,6 +324,7 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
     ++skipped_in_row_;
   }
   ++step_;
+  if (applied && controller_) controller_->note(step_, sums.l0);
   record(sums, norm, applied);
   if (skipped_in_row_ >= kSkipsInARow)
     return fail(ErrorCode::kDiverged, "step {}: loss or gradient was not finite {} steps in a row",

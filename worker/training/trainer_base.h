@@ -10,8 +10,10 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "worker/training/l0_controller.h"
 #include "worker/training/sae_trainer.h"
 
 namespace saesweep::worker {
@@ -23,22 +25,24 @@ inline constexpr std::int64_t kLatentsPerBlock = 64;
 struct SaeTensors {
   at::Tensor w_enc;  // [d_sae, d_in]
   at::Tensor b_enc;  // [d_sae]; of the gated family the gate's
-  at::Tensor w_dec;  // [d_sae, d_in]
-  at::Tensor b_dec;  // [d_in]
+  at::Tensor w_dec;  // [d_sae, d_out]; d_out is d_in but for transcoders
+  at::Tensor b_dec;  // [d_out]
   // What only some architectures have, by its name in checkpoints.
   std::map<std::string, at::Tensor> more;
 };
 
 // What one forward and backward pass found.
 struct PassSums {
-  double reconstruction = 0;  // squared error summed over d_in, mean over rows
+  double reconstruction = 0;  // squared error summed over d_out, mean over rows
   double sparsity = 0;        // penalty as added to the loss
   double auxiliary = 0;       // as added to the loss
   double fve = 0;
   double l0 = 0;
-  bool finite = true;                   // false: a pre-activation was not
-  std::optional<double> prefixes = {};  // in place of reconstruction: of nested dictionaries
-  double loss() const { return prefixes.value_or(reconstruction) + sparsity + auxiliary; }
+  bool finite = true;  // false: a pre-activation was not
+  // What is optimised in place of reconstruction: of nested prefixes; of transcoders its share of
+  // the variance.
+  std::optional<double> in_place = {};
+  double loss() const { return in_place.value_or(reconstruction) + sparsity + auxiliary; }
 };
 
 enum class DecoderNorm { kFree, kUnit, kUnitEpsilon };  // the last as the TopK family does it
@@ -66,14 +70,20 @@ class TrainerBase : public SaeTrainer {
   PassSums pass_for_test(const at::Tensor& x) { return pass(x); }
 
  protected:
+  TrainerBase(const sweeps::TrainingSpec& spec, std::vector<RowPart> parts, ThreadPool& pool,
+              DecoderNorm decoder_norm, float initial_norm);
   TrainerBase(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
-              ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm);
+              ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm)
+      : TrainerBase(spec, {{d_in, norm_factor}}, pool, decoder_norm, initial_norm) {}
 
   // Fills gradients_ from the batch; must not change state that a skipped step should keep.
   virtual PassSums pass(const at::Tensor& x) = 0;
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
   virtual void before_first_step(const at::Tensor&) {}
+  // The initial parameters, unless an SAE was read: rows of W_dec in random directions, W_enc the
+  // same, biases as the recipe says.
+  virtual void draw();
   // What initialise() draws nothing for; the rest of an SAE that was read.
   virtual void start_from(const Sae&) {}
   virtual Json state() const { return Json::object(); }  // more of a checkpoint
@@ -87,8 +97,14 @@ class TrainerBase : public SaeTrainer {
   // A value of each latent in units of its activation, as raw rows and folded decoders need it.
   at::Tensor folded(const at::Tensor& of_latents) const;
 
-  double sparsity_scale() const;  // min(step / sparsity_warmup_steps, 1)
+  // Rows in random directions of this norm; of each block of `block` columns.
+  void draw_directions(at::Tensor& rows, std::string_view purpose, std::int64_t block,
+                       double norm) const;
+
+  // Of the penalty's coefficient: min(step / sparsity_warmup_steps, 1), times what steers it.
+  double sparsity_scale() const;
   std::int64_t d_in() const { return d_in_; }
+  std::int64_t d_out() const { return d_out_; }
   std::int64_t d_sae() const { return static_cast<std::int64_t>(spec_.d_sae); }
   std::int64_t batch() const { return static_cast<std::int64_t>(spec_.batch); }
   std::int64_t tiles() const { return (batch() + kRowsPerTile - 1) / kRowsPerTile; }
@@ -110,6 +126,8 @@ class TrainerBase : public SaeTrainer {
   at::Tensor operand(const at::Tensor& matrix) const;
   // out = a b, fp32, on one thread.
   void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) const;
+  // Squared distance of the rows of the batch from their mean, in all.
+  double variance_of(const at::Tensor& rows) const;
   // Fraction of variance explained from sums of squares of error and of the batch.
   double variance_explained(const at::Tensor& x, double squared_error) const;
   // Tokens since each latent last fired, after this batch; `fired` in this batch.
@@ -117,9 +135,10 @@ class TrainerBase : public SaeTrainer {
   std::uint64_t dead_after() const;
 
   sweeps::TrainingSpec spec_;
-  std::int64_t d_in_;
-  double norm_factor_;
-  ThreadPool* pool_;  // outlives this
+  std::vector<RowPart> parts_;  // of a row of the stream
+  std::int64_t d_in_, d_out_;   // values that are read, and predicted
+  double norm_factor_;          // of the first part
+  ThreadPool* pool_;            // outlives this
   SaeTensors parameters_, gradients_;
   std::vector<std::int64_t> silence_, next_silence_;  // tokens since each latent last fired
   std::uint64_t step_ = 0;
@@ -133,7 +152,8 @@ class TrainerBase : public SaeTrainer {
 
   DecoderNorm decoder_norm_;
   float initial_norm_;
-  SaeTensors first_, second_;  // Adam's moments
+  std::optional<L0Controller> controller_;  // of a penalty l1 with an l0_target
+  SaeTensors first_, second_;               // Adam's moments
   std::uint64_t adam_steps_ = 0, skipped_ = 0, skipped_in_row_ = 0;
   std::vector<std::array<double, 8>> curve_;
   std::array<double, 5> sums_{};  // of loss, mse, fve, l0, grad_norm since the last point
@@ -145,8 +165,11 @@ class TrainerBase : public SaeTrainer {
 at::Tensor geometric_median(const at::Tensor& points);
 
 Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec& spec,
-                                                      std::int64_t d_in, double norm_factor,
+                                                      const std::vector<RowPart>& parts,
                                                       ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_transcoder_trainer(const sweeps::TrainingSpec& spec,
+                                                            const std::vector<RowPart>& parts,
+                                                            ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
                                                       std::int64_t d_in, double norm_factor,
                                                       ThreadPool& pool);

@@ -53,8 +53,18 @@ double number(const Json& value) {
   return value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
 }
 
-std::string spec_digest(const sweeps::TrainingSpec& spec, std::int64_t d_in) {
-  return sha256(canonical_json({{"training", spec.identity_json()}, {"d_in", d_in}})).hex();
+std::string spec_digest(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts) {
+  Json json{{"training", spec.identity_json()}, {"d_in", parts.front().width}};
+  if (parts.size() > 1) json["d_in"] = Json::array();
+  if (parts.size() > 1)
+    for (const RowPart& part : parts) json["d_in"].push_back(part.width);
+  return sha256(canonical_json(json)).hex();
+}
+
+Json factors_of(const std::vector<RowPart>& parts) {
+  Json factors = Json::array();
+  for (const RowPart& part : parts) factors.push_back(part.norm_factor);
+  return factors;
 }
 
 // Norms of the rows, 1 for a row of zeros: what folding multiplies with.
@@ -89,7 +99,7 @@ Result<void> TrainerBase::save(const fs::path& directory) const {
   const std::string optimiser = serialize_tensors(moments);
 
   Json manifest{{"schema", kSchema},
-                {"spec", spec_digest(spec_, d_in_)},
+                {"spec", spec_digest(spec_, parts_)},
                 {"step", step_},
                 {"adam_steps", adam_steps_},
                 {"skipped", skipped_},
@@ -102,6 +112,8 @@ Result<void> TrainerBase::save(const fs::path& directory) const {
                 {"sha256",
                  {{"weights.safetensors", sha256(weights).hex()},
                   {"optim.safetensors", sha256(optimiser).hex()}}}};
+  if (parts_.size() > 1) manifest["norm_factors"] = factors_of(parts_);
+  if (controller_) manifest["controller"] = controller_->state();
   SAE_TRY_VOID(write_file_atomically(fresh / "weights.safetensors", weights));
   SAE_TRY_VOID(write_file_atomically(fresh / "optim.safetensors", optimiser));
   SAE_TRY_VOID(write_file_atomically(fresh / "manifest.json", canonical_json(manifest)));
@@ -126,7 +138,7 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   if (!manifest.is_object() || !manifest.contains("schema") || manifest["schema"] != kSchema ||
       !manifest.contains("sha256") || !manifest["sha256"].is_object())
     return corrupted("no manifest of this version");
-  if (manifest.value("spec", "") != spec_digest(spec_, d_in_))
+  if (manifest.value("spec", "") != spec_digest(spec_, parts_))
     return fail(ErrorCode::kInvalidArgument, "{} is a checkpoint of another trial",
                 directory.string());
   SAE_TRY(std::string weight_bytes, read_checked(directory / "weights.safetensors", manifest));
@@ -141,6 +153,11 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   const Json sums = manifest.value("sums", Json::array());
   if (!curve.is_array() || !sums.is_array() || sums.size() != sums_.size())
     return corrupted("curve");
+  const Json factors = manifest.value("norm_factors", Json::array());
+  if (parts_.size() > 1 && (!factors.is_array() || factors.size() != parts_.size()))
+    return corrupted("norm_factors");
+  std::optional<L0Controller> controller = controller_;
+  if (controller) SAE_TRY_VOID(controller->set_state(manifest.value("controller", Json())));
   std::vector<std::array<double, 8>> points;
   for (const Json& row : curve) {
     if (!row.is_array() || row.size() != 8) return corrupted("curve");
@@ -161,7 +178,9 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   adam_steps_ = manifest["adam_steps"].get<std::uint64_t>();
   skipped_ = manifest["skipped"].get<std::uint64_t>();
   skipped_in_row_ = manifest["skipped_in_row"].get<std::uint64_t>();
-  norm_factor_ = number(manifest.value("norm_factor", Json()));
+  norm_factor_ = parts_.front().norm_factor = number(manifest.value("norm_factor", Json()));
+  for (std::size_t i = 1; i < parts_.size(); ++i) parts_[i].norm_factor = number(factors[i]);
+  controller_ = controller;
   curve_ = std::move(points);
   for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = number(sums[i]);
   summed_ = manifest["summed"].get<std::uint64_t>();
@@ -218,6 +237,7 @@ std::string TrainerBase::curve_csv() const {
 
 Json TrainerBase::summary() const {
   Json json{{"tokens", position()}, {"steps", step_}, {"skipped_steps", skipped_}};
+  if (controller_) json["l1_factor"] = controller_->factor();
   if (!curve_.empty()) {
     const auto& last = curve_.back();
     const std::array<const char*, 8> names = {

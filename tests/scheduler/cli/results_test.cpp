@@ -44,6 +44,17 @@ TEST_F(Results, ATrialIsARowWithItsNamesAndTheScoresOfAllItsEvaluations) {
   EXPECT_DOUBLE_EQ(row.scores.at("board.cov_occurring").value, 0.475);
 }
 
+// What reads one hook and predicts another competes with its like alone.
+TEST_F(Results, ARowOfSeveralHooksNamesThemAll) {
+  sample.trial(0).spec["stream"]["joined"] = {"blocks.3.hook_mlp_out"};
+  sample.trial(0).spec["training"]["architecture"] = "skip_transcoder";
+  sample.trial(1).spec["stream"]["joined"] = {"blocks.3.hook_resid_post", "hook_embed"};
+  sample.trial(1).spec["training"]["architecture"] = "crosscoder";
+  const auto all = board();
+  EXPECT_EQ(row_of(all, 0).hook, "blocks.2.hook_resid_post->blocks.3.hook_mlp_out");
+  EXPECT_EQ(row_of(all, 1).hook, "blocks.2.hook_resid_post+blocks.3.hook_resid_post+hook_embed");
+}
+
 TEST_F(Results, ParametersAreTheMainOnesAndThoseThatDifferWithinTheArchitecture) {
   const auto all = board();
   EXPECT_EQ(row_of(all, 0).params, (Json{{"d_sae", 64}, {"k", 8}}));

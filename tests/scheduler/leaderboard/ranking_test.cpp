@@ -69,6 +69,19 @@ TEST(Ranking, OnlyTrialsThatAreDoneAndScoredAreOnTheFront) {
               ElementsAre("c"));
 }
 
+// Each of its hooks has a loss recovered of its own; what it explains is of all of them.
+TEST(Ranking, TheQualityOfACrosscoderIsTheVarianceExplained) {
+  auto sparse = trial("a", 10, .8), dense = trial("b", 20, .7);
+  for (auto* row : {&sparse, &dense}) {
+    row->arch = "crosscoder";
+    row->scores.erase("core.ce_loss_score");
+  }
+  sparse.scores["recon.fve"].value = .8;
+  dense.scores["recon.fve"].value = .9;
+  EXPECT_EQ(quality_metric(sparse), "recon.fve");
+  EXPECT_THAT(front({sparse, dense}), ElementsAre("b", "a"));
+}
+
 TEST(Ranking, WithoutAModelTheQualityIsTheVarianceExplained) {
   auto good = trial("a", 10, 0);
   auto bad = trial("b", 10, 1);

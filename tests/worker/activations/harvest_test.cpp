@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "core/files.h"
 #include "tests/support/temp_dir.h"
 #include "tests/worker/small_model.h"
+#include "worker/activations/cached_stream.h"
 #include "worker/tensor_bytes.h"
 
 namespace saesweep::worker {
@@ -138,6 +140,68 @@ TEST(Harvest, ActivationsOfChosenDocumentsAreTheirRowsOneAfterTheOther) {
   }
   EXPECT_EQ(all.size(0), first);
   EXPECT_EQ(activations_of(*scene.model, kHook, *scene.games, {}, pool).size(0), 0);
+}
+
+// One pass for all hooks of a joint stream, whose values stand side by side in a row.
+TEST(Harvest, ARowOfAJointStreamHoldsTheValuesOfEachHookInTurn) {
+  Scene scene;
+  ThreadPool pool(2);
+  const std::vector<std::uint64_t> chosen = {5, 3, 77, 100, 2,  9,  8,  7, 6,
+                                             4, 1, 0,  20,  21, 22, 23, 24};
+  const std::vector<std::string> hooks = {"blocks.1.mlp.hook_post", kHook, "blocks.0.hook_mlp_out"};
+  const at::Tensor joint = activations_of(*scene.model, hooks, *scene.games, chosen, pool);
+  std::int64_t column = 0;
+  for (const std::string& hook : hooks) {
+    const at::Tensor alone = activations_of(*scene.model, hook, *scene.games, chosen, pool);
+    EXPECT_TRUE(same_bytes(joint.narrow(1, column, alone.size(1)).contiguous(), alone)) << hook;
+    column += alone.size(1);
+  }
+  EXPECT_EQ(joint.size(1), column);
+
+  scene.spec.hook = hooks[0];
+  scene.spec.joined = {hooks[1], hooks[2]};
+  const auto harvester = scene.harvester(pool);
+  EXPECT_EQ(harvester->d_in(), column);
+  EXPECT_THAT(harvester->widths(), testing::ElementsAre(column - 32, 16, 16));
+  scene.spec.joined[1] = "blocks.0.hook_mlp_ot";
+  EXPECT_FALSE(make_harvester(scene.spec, scene.model, scene.games, pool));
+}
+
+// Each hook of a joint stream is scaled by its own factor, that which it has alone.
+TEST(Harvest, HooksOfAJointStreamAreNormalisedEachByItself) {
+  Scene scene;
+  ThreadPool pool(1);
+  const std::vector<std::string> hooks = {"blocks.1.mlp.hook_post", kHook};
+  for (const auto normalize : {sweeps::Normalize::kUnitMeanSquare, sweeps::Normalize::kSqrtD}) {
+    scene.spec.normalize = normalize;
+    std::vector<double> alone;
+    scene.spec.joined.clear();
+    for (const std::string& hook : hooks) {
+      scene.spec.hook = hook;
+      alone.push_back(CachedStream::open(scene.spec, scene.harvester(pool)).value()->norm_factor());
+    }
+    scene.spec.hook = hooks[0];
+    scene.spec.joined = {hooks[1]};
+    const auto stream = CachedStream::open(scene.spec, scene.harvester(pool)).value();
+    const auto parts = stream->parts();
+    ASSERT_EQ(parts.size(), 2u);
+    for (std::size_t i = 0; i < 2; ++i)
+      EXPECT_NEAR(parts[i].norm_factor, alone[i], 1e-6 * alone[i]);
+    EXPECT_NE(parts[0].norm_factor, parts[1].norm_factor);
+    // Rows are scaled so.
+    const std::int64_t rows = 1500, width = stream->d_in();
+    at::Tensor x = at::empty({rows, width}, at::kFloat);
+    ASSERT_TRUE(stream->read(0, rows, x.mutable_data_ptr<float>()));
+    std::int64_t column = 0;
+    for (const RowPart& part : parts) {
+      const at::Tensor norms = x.narrow(1, column, part.width).to(at::kDouble).norm(2, {1});
+      if (normalize == sweeps::Normalize::kUnitMeanSquare)
+        EXPECT_NEAR(norms.square().mean().item<double>(), 1, 1e-4);
+      else
+        EXPECT_NEAR(norms.mean().item<double>(), std::sqrt(static_cast<double>(part.width)), 1e-3);
+      column += part.width;
+    }
+  }
 }
 
 TEST(Harvest, AnUnknownHookAndAModelOfAnotherBoardAreRefused) {

@@ -111,7 +111,9 @@ TEST(CoreEvaluationTest, TheMeanAblationPutsTheSamplesMeanIn) {
   const Json first = evaluate_sae(core(300), identity(), {}, scene.inputs).value();
   const Sample sample = first_tokens(*scene.inputs.tokens, .5, 300).value();
   std::shared_ptr<const CoreReference> reference;
-  const metrics::CoreSums sums = core_sums(identity(), scene.inputs, sample, reference).value();
+  const Target target = targets_of(identity(), scene.inputs).value().front();
+  const metrics::CoreSums sums =
+      core_sums(identity(), scene.inputs, sample, target, kKeptCoreBytes, reference).value();
   at::Tensor mean = at::zeros({16}, at::kFloat);
   for (const auto& block : sums.sum_x)
     for (std::size_t j = 0; j < 16; ++j)

@@ -56,6 +56,11 @@ class Scene : public testing::Test {
                           std::uint64_t seed = 0) const {
     sweeps::TrialSpec spec;
     spec.stream = stream();
+    if (sweeps::is_joint(architecture)) spec.stream.joined = {"blocks.1.hook_resid_pre"};
+    if (sweeps::is_transcoder(architecture)) {
+      spec.stream.hook = "blocks.1.hook_resid_mid";
+      spec.stream.joined = {"blocks.1.mlp.hook_post"};
+    }
     spec.training = sweeps::recipe_training("saebench-v1", architecture, steps);
     spec.training.d_sae = 32;
     const auto has = [architecture](sweeps::ParameterId id) {

@@ -74,7 +74,11 @@ TEST_F(TrainRun, EveryArchitectureLeavesTheTensorsOfItsKind) {
     const Json config = parse_json(bytes_of(result, "config.json")).value();
     EXPECT_THAT(JsonSchemaCheck::problems(config, JsonSchemaCheck::schema("config")),
                 testing::IsEmpty());
-    EXPECT_EQ(config["apply_b_dec_to_input"], name != "jumprelu");
+    const bool joint = sweeps::is_joint(spec.training.architecture);
+    EXPECT_EQ(config["apply_b_dec_to_input"], name != "jumprelu" && !joint);
+    EXPECT_EQ(config.contains("hook"), name != "crosscoder");
+    EXPECT_EQ(config.contains("hook_out"), name.ends_with("transcoder"));
+    EXPECT_EQ(config.contains("hooks"), name == "crosscoder");
     EXPECT_EQ(config.contains("group_sizes"), name == "matryoshka");
     // What was never updated in so few steps is calibrated.
     const bool over_batch = name == "batchtopk" || name == "matryoshka";
@@ -86,6 +90,15 @@ TEST_F(TrainRun, EveryArchitectureLeavesTheTensorsOfItsKind) {
     else
       want["b_enc"] = {32};
     if (over_batch || name == "jumprelu") want["threshold"] = {32};
+    if (name.ends_with("transcoder")) {
+      want["W_dec"] = {32, 32};
+      want["b_dec"] = {32};
+    }
+    if (name == "skip_transcoder") want["W_skip"] = {32, 16};
+    if (name == "crosscoder") {
+      want["W_enc"] = want["W_dec"] = {2, 32, 16};
+      want["b_dec"] = {2, 16};
+    }
     const auto file = storage::Safetensors::parse(bytes_of(result, "sae.safetensors"));
     ASSERT_TRUE(file) << file.error().message;
     EXPECT_EQ(file->tensors().size(), want.size());

@@ -12,15 +12,14 @@ constexpr std::int64_t kIn = 12, kWidth = 150, kRows = 300;  // several tiles an
 std::unique_ptr<SaeTrainer> displaced(const TrainingSpec& spec, ThreadPool& pool) {
   auto trainer = make_trainer(spec, kIn, pool);
   SaeTensors& parameters = inside(*trainer).parameters();
-  const auto width = static_cast<std::int64_t>(spec.d_sae);
-  parameters.w_enc.copy_(normal_tensor({width, kIn}, 1) * 0.4);
-  parameters.b_enc.copy_(normal_tensor({width}, 2) * 0.3);
-  parameters.w_dec.copy_(normal_tensor({width, kIn}, 3) * 0.3);
-  parameters.b_dec.copy_(normal_tensor({kIn}, 4) * 0.2);
+  parameters.w_enc.copy_(normal_tensor(parameters.w_enc.sizes(), 1) * 0.4);
+  parameters.b_enc.copy_(normal_tensor(parameters.b_enc.sizes(), 2) * 0.3);
+  parameters.w_dec.copy_(normal_tensor(parameters.w_dec.sizes(), 3) * 0.3);
+  parameters.b_dec.copy_(normal_tensor(parameters.b_dec.sizes(), 4) * 0.2);
   std::uint64_t seed = 5;
   for (auto& [name, tensor] : parameters.more)
-    tensor.copy_(name == "threshold" ? normal_tensor({width}, seed++).abs() * 0.3 + 0.2
-                                     : normal_tensor({width}, seed++) * 0.3);
+    tensor.copy_(name == "threshold" ? normal_tensor(tensor.sizes(), seed++).abs() * 0.3 + 0.2
+                                     : normal_tensor(tensor.sizes(), seed++) * 0.3);
   return trainer;
 }
 
@@ -159,6 +158,35 @@ TEST(Gradients, OfTheTopKFamilyAreThoseOfTheDenseFormulas) {
     }
 }
 
+TEST(Gradients, OfTranscodersAreThoseOfAutogradOfTheUnexplainedVariance) {
+  for (const auto architecture : {Architecture::kTranscoder, Architecture::kSkipTranscoder})
+    for (const std::uint64_t k :
+         {std::uint64_t{1}, std::uint64_t{5}, static_cast<std::uint64_t>(kWidth)}) {
+      TrainingSpec spec = spec_of(architecture);
+      spec.k = k;
+      expect_gradients(spec, std::string(to_string(architecture)) + " k " + std::to_string(k));
+      spec.k = 1;
+      spec.dead_after_tokens = kRows;
+      spec.aux_k_weight = 5;
+      expect_gradients(spec, std::string(to_string(architecture)) + " and the dead");
+    }
+}
+
+// A penalty on the sum of the norms of a latent's rows over the hooks is not that of the norm of
+// the joint row.
+TEST(Gradients, OfACrosscoderAreThoseOfConcatenatedHooksWithANormEach) {
+  expect_gradients(spec_of(Architecture::kCrosscoder), "crosscoder");
+  ThreadPool pool(2);
+  const auto crosscoder = displaced(spec_of(Architecture::kCrosscoder), pool);
+  const auto standard = displaced(spec_of(Architecture::kStandard), pool);
+  for (const auto* each : {&crosscoder, &standard}) inside(**each).parameters().b_dec.zero_();
+  const at::Tensor x = some_rows();
+  const PassSums joint = inside(*crosscoder).pass_for_test(x);
+  const PassSums single = inside(*standard).pass_for_test(x);
+  EXPECT_NEAR(joint.reconstruction, single.reconstruction, 1e-6 * single.reconstruction);
+  EXPECT_GT(joint.sparsity, 1.2 * single.sparsity);
+}
+
 // Central differences of the dense formulas, with what is held still held still.
 TEST(Gradients, AreTheSlopesOfTheLoss) {
   ThreadPool pool(1);
@@ -238,6 +266,7 @@ TEST(Gradients, KeepEulersIdentityOfTheReconstruction) {
   for (const auto architecture : kAllArchitectures) {
     TrainingSpec spec = spec_of(architecture);
     if (architecture == Architecture::kMatryoshka) continue;  // of each prefix, not of the whole
+    if (is_transcoder(architecture)) continue;                // of another row, see autograd
     if (spec.l1) spec.l1 = 0;
     const auto trainer = displaced(spec, pool);
     TrainerBase& base = inside(*trainer);

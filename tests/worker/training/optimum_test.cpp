@@ -57,7 +57,7 @@ TEST(Start, OfTheTopKFamilyCentresOnTheGeometricMedian) {
   const at::Tensor points = at::tensor({-1.0F, 0.0F, 1.0F, 2.0F, 500.0F}).view({5, 1});
   EXPECT_NEAR(geometric_median(points).item<double>(), 1, 1e-2);
   ThreadPool pool(1);
-  for (const auto architecture : kAllArchitectures) {
+  for (const auto architecture : kSingleArchitectures) {
     const auto trainer = make_trainer(make_spec(architecture, 16, 32, 10), 5, pool);
     const at::Tensor x = normal_tensor({32, 5}, 3);
     const SaeTensors& parameters = inside(*trainer).parameters();
@@ -126,10 +126,62 @@ TEST(Schedule, RisesStaysAndFallsToZeroAsInTheRecipe) {
   EXPECT_NEAR(rates[49], 0.1, 1e-4);
 }
 
+TEST(L0Controller, MovesByTwoPercentAtMostAndStandsStillAtBothEnds) {
+  TrainingSpec spec = make_spec(Architecture::kStandard, 8, 1, 200'000);
+  spec.l0_target = 10;
+  spec.sparsity_warmup_steps = 1000;
+  L0Controller controller(spec);
+  auto run_to = [&, step = std::uint64_t{0}](std::uint64_t until, double l0) mutable {
+    while (step < until) controller.note(++step, l0);
+  };
+  run_to(1000, 500);  // the penalty is still warming up
+  EXPECT_EQ(controller.factor(), 1);
+  run_to(1099, 500);
+  EXPECT_EQ(controller.factor(), 1);
+  run_to(1100, 500);
+  EXPECT_NEAR(controller.factor(), std::exp(0.02), 1e-12);
+  run_to(1200, 10);
+  EXPECT_NEAR(controller.factor(), std::exp(0.02), 1e-12);
+  run_to(1300, 5);
+  EXPECT_NEAR(controller.factor(), std::exp(0.02 - 0.01), 1e-12);
+  run_to(160'000, 10);
+  run_to(200'000, 500);  // the last fifth
+  EXPECT_NEAR(controller.factor(), std::exp(0.01), 1e-12);
+  // A short run is steered as often.
+  spec.tokens = 500;
+  spec.sparsity_warmup_steps = 0;
+  L0Controller often(spec);
+  often.note(1, 0);
+  EXPECT_NEAR(often.factor(), std::exp(-0.02), 1e-12);
+  EXPECT_FALSE(often.set_state(Json::object()));
+  ASSERT_TRUE(often.set_state(controller.state()));
+  EXPECT_EQ(often.factor(), controller.factor());
+}
+
+// From either side: a coefficient that is far too small, and one that is far too large.
+TEST(L0Controller, BringsTheL0OfATrialToItsTarget) {
+  ThreadPool pool(2);
+  const at::Tensor x = sparse_rows(4096, directions(48, 24, 1), 5, 2);
+  for (const auto architecture : {Architecture::kStandard, Architecture::kGated})
+    for (const double l1 : {0.005, 1.0}) {
+      TrainingSpec spec = make_spec(architecture, 64, 256, 1500);
+      spec.lr = 3e-3;
+      spec.l1 = l1;
+      spec.decay_start = 1200;
+      spec.l0_target = 8;
+      const auto steered = make_trainer(spec, 24, pool);
+      train(*steered, x, spec.steps());
+      EXPECT_NEAR(steered->summary().at("l0_train").get<double>(), 8, 1.6)
+          << to_string(architecture) << " from " << l1;
+      const double factor = steered->summary().at("l1_factor").get<double>();
+      EXPECT_TRUE(l1 < 0.1 ? factor > 1.5 : factor < 0.95) << factor;
+    }
+}
+
 TEST(UnitDecoder, HasRowsOfNormOneAndGradientsAcrossThem) {
   ThreadPool pool(2);
   const at::Tensor x = sparse_rows(300, directions(30, 12, 1), 4, 2);
-  for (const auto architecture : kAllArchitectures) {
+  for (const auto architecture : kSingleArchitectures) {
     if (architecture == Architecture::kStandard) continue;
     const auto trainer = make_trainer(make_spec(architecture, 150, 300, 10), 12, pool);
     train(*trainer, x, 3);

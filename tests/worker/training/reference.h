@@ -133,6 +133,33 @@ inline Forward relu_forward(const TrainingSpec& spec, const Named& p, const at::
   return {squared(x - at::addmm(p.at("b_dec"), f, p.at("W_dec"))) + *spec.l1 * penalty, f.detach()};
 }
 
+// A row holds what is read, then what is predicted.
+inline Forward transcoder_forward(const TrainingSpec& spec, const Named& p, const at::Tensor& row) {
+  const std::int64_t d_in = p.at("W_enc").size(1);
+  const at::Tensor x = row.narrow(1, 0, d_in), y = row.narrow(1, d_in, row.size(1) - d_in);
+  const at::Tensor f = at::addmm(p.at("b_enc"), x, p.at("W_enc").t()).relu();
+  const at::Tensor codes = f * keep(f, static_cast<std::int64_t>(*spec.k)).detach();
+  at::Tensor y_hat = at::addmm(p.at("b_dec"), codes, p.at("W_dec"));
+  if (spec.architecture == Architecture::kSkipTranscoder)
+    y_hat = y_hat + at::mm(x, p.at("W_skip").t());
+  const at::Tensor fvu = (y - y_hat).square().sum() / (y - y.mean(0)).square().sum();
+  return {fvu + auxiliary_loss(spec, p, f, codes, y - y_hat), codes.detach()};
+}
+
+// Two hooks side by side.
+inline Forward crosscoder_forward(const TrainingSpec& spec, const Named& p, const at::Tensor& x) {
+  const at::Tensor f = at::addmm(p.at("b_enc"), x, p.at("W_enc").t()).relu();
+  at::Tensor loss = at::zeros({}, at::kDouble), norms = at::zeros({f.size(1)}, at::kDouble);
+  for (std::int64_t half = 0; half < 2; ++half) {
+    const std::int64_t d = x.size(1) / 2, column = half * d;
+    const at::Tensor w_dec = p.at("W_dec").narrow(1, column, d);
+    loss = loss + squared(x.narrow(1, column, d) -
+                          at::addmm(p.at("b_dec").narrow(0, column, d), f, w_dec));
+    norms = norms + w_dec.norm(2, {1});
+  }
+  return {loss + *spec.l1 * (f * norms).sum(1).mean(), f.detach()};
+}
+
 // All in double.
 inline Forward forward(const TrainingSpec& spec, const Named& parameters, const Named& held,
                        const at::Tensor& x) {
@@ -146,6 +173,11 @@ inline Forward forward(const TrainingSpec& spec, const Named& parameters, const 
     case Architecture::kBatchTopK:
     case Architecture::kMatryoshka:
       return topk_forward(spec, parameters, x);
+    case Architecture::kTranscoder:
+    case Architecture::kSkipTranscoder:
+      return transcoder_forward(spec, parameters, x);
+    case Architecture::kCrosscoder:
+      return crosscoder_forward(spec, parameters, x);
     default:
       return relu_forward(spec, parameters, x);
   }

@@ -19,10 +19,17 @@ namespace saesweep::worker::test {
 using sweeps::Architecture;
 using sweeps::TrainingSpec;
 
-inline const std::vector<Architecture> kAllArchitectures = {
+// Of one hook.
+inline const std::vector<Architecture> kSingleArchitectures = {
     Architecture::kStandard,  Architecture::kStandardBricken, Architecture::kTopK,
     Architecture::kBatchTopK, Architecture::kPAnneal,         Architecture::kGated,
     Architecture::kJumpRelu,  Architecture::kMatryoshka,      Architecture::kGatedPAnneal};
+inline const std::vector<Architecture> kAllArchitectures = [] {
+  std::vector<Architecture> all = kSingleArchitectures;
+  all.insert(all.end(),
+             {Architecture::kTranscoder, Architecture::kSkipTranscoder, Architecture::kCrosscoder});
+  return all;
+}();
 
 inline bool of_topk_family(Architecture architecture) {
   return architecture == Architecture::kTopK || architecture == Architecture::kBatchTopK ||
@@ -55,9 +62,9 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
   spec.tokens = batch * steps;
   spec.lr = 1e-3;
   spec.decay_start = steps;
-  if (of_topk_family(architecture)) {
+  if (of_topk_family(architecture) || is_transcoder(architecture)) {
     spec.k = 4;
-    spec.grad_clip = 1.0;
+    if (!is_transcoder(architecture)) spec.grad_clip = 1.0;
     spec.dead_after_tokens = 10'000'000;
     spec.threshold_beta = 0.999;
     spec.aux_k_weight = 1.0 / 32;
@@ -71,7 +78,8 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
     spec.l1 = 0.05;
   }
   if (architecture == Architecture::kMatryoshka) spec.group_fractions = {0.1, 0.2, 0.7};
-  if (architecture == Architecture::kStandard) spec.grad_clip = 1.0;
+  if (architecture == Architecture::kStandard || architecture == Architecture::kCrosscoder)
+    spec.grad_clip = 1.0;
   if (architecture == Architecture::kJumpRelu || is_gated(architecture)) spec.adam_beta1 = 0;
   if (is_annealed(architecture)) {
     spec.anneal_start = steps / 3;
@@ -94,9 +102,18 @@ inline TrainingSpec jumprelu_spec(sweeps::SparsityLoss loss, std::uint64_t d_sae
   return spec;
 }
 
-inline std::unique_ptr<SaeTrainer> make_trainer(const TrainingSpec& spec, std::int64_t d_in,
+// Rows of this many values as the architecture sees them: of transcoders a little more is read than
+// predicted, a crosscoder has two hooks.
+inline std::vector<RowPart> parts_of(const TrainingSpec& spec, std::int64_t width,
+                                     double norm_factor = 1) {
+  if (!is_joint(spec.architecture)) return {{width, norm_factor}};
+  const std::int64_t first = is_transcoder(spec.architecture) ? width / 2 + 1 : width / 2;
+  return {{first, norm_factor}, {width - first, norm_factor}};
+}
+
+inline std::unique_ptr<SaeTrainer> make_trainer(const TrainingSpec& spec, std::int64_t width,
                                                 ThreadPool& pool, double norm_factor = 1) {
-  auto trainer = SaeTrainer::create(spec, d_in, norm_factor, pool);
+  auto trainer = SaeTrainer::create(spec, parts_of(spec, width, norm_factor), pool);
   EXPECT_TRUE(trainer) << trainer.error().message;
   return std::move(*trainer);
 }
