@@ -24,6 +24,7 @@ enum class KeySet {
   kBoard,
   kResources,
   kTrainLm,
+  kEarlyStopping,
 };
 std::span<const std::string_view> known_keys(KeySet set);
 

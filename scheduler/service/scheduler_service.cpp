@@ -81,6 +81,7 @@ struct SchedulerService::State {
   SystemClock clock;
 
   std::optional<Answer> answer;       // of the last command
+  bool look_again = false;            // the last look made others ready
   std::vector<Reply> replies;         // held until what they follow from is durable
   std::vector<Json> said;             // the same for what observers hear
   std::vector<std::string> finished;  // tasks, since the last commit
@@ -105,14 +106,25 @@ struct SchedulerService::State {
           finished.push_back(id);
       else if (event.has_tasks_cancelled())
         for (const std::string& id : event.tasks_cancelled().tasks()) finished.push_back(id);
+      else if (event.has_trial_stopped())
+        finished.push_back(event.trial_stopped().task());
       else if (event.has_tasks_again())
         for (const std::string& id : event.tasks_again().tasks()) rows.reopen(id);
       log_event(event);
     }
     store.apply(std::move(decision.events), unix_seconds());
     answer = std::move(decision.answer);
+    look_again = decision.again;
     for (Reply& reply : decision.replies) replies.push_back(std::move(reply));
     return decision.halt;
+  }
+
+  // At the clock and who has room, until nothing more follows from it.
+  void look(Tick tick) {
+    do {
+      (void)hear("", tick);
+      tick.stalled = Duration::zero();
+    } while (look_again);
   }
 
   static void log_event(const Event& event) {
@@ -131,6 +143,12 @@ struct SchedulerService::State {
     else if (event.has_task_given_up())
       log::error("task.given_up task={} reason={}", event.task_given_up().task(),
                  event.task_given_up().reason());
+    else if (event.has_trial_promoted())
+      log::info("trial.promoted task={} sweep={} reason={}", event.trial_promoted().task(),
+                event.trial_promoted().sweep(), event.trial_promoted().reason());
+    else if (event.has_trial_stopped())
+      log::info("trial.stopped task={} sweep={} reason={}", event.trial_stopped().task(),
+                event.trial_stopped().sweep(), event.trial_stopped().reason());
     else if (event.has_worker_lost())
       log::warn("worker.lost");
   }
@@ -213,11 +231,20 @@ struct SchedulerService::State {
   // ---- files -----------------------------------------------------------------------------------
 
   bool are_there(const protocol::TaskResult& result) const {
+    if (result.outcome() == protocol::OUTCOME_AT_RUNG && !is_there(result.checkpoint()))
+      return false;
     for (const auto& artifact : result.artifacts()) {
       const auto digest = storage::parse_sha256(artifact.sha256());
       if (!digest || !artifacts.contains(*digest)) return false;
     }
     return true;
+  }
+
+  bool is_there(const protocol::CheckpointRef& checkpoint) const {
+    std::error_code ignored;
+    const fs::path path = fs::path(checkpoint.path()).lexically_normal();
+    return path.is_relative() && path.begin() != path.end() && *path.begin() != ".." &&
+           fs::is_directory(files_at.directory / path, ignored);
   }
 
   // What is finished for good goes on from nowhere.
@@ -422,8 +449,7 @@ struct SchedulerService::State {
         log::error("worker.halted error={}", halt->message);
         place_again = now + kWorkerDiskRest;
       }
-      hear("",
-           Tick{.stalled = stall_until(now), .may_place = trouble.empty() && now >= place_again});
+      look({.stalled = stall_until(now), .may_place = trouble.empty() && now >= place_again});
       if (trouble.empty() || now >= try_again) {
         const auto committed = commit();
         if (committed && !trouble.empty()) log::warn("journal.written_again");
@@ -455,7 +481,7 @@ struct SchedulerService::State {
       if (halt) begin_to_stop();
 
       const TimePoint now = clock.now();
-      hear("", Tick{.stalled = stall_until(now), .may_place = !stop_deadline.has_value()});
+      look({.stalled = stall_until(now), .may_place = !stop_deadline.has_value()});
       if (auto committed = commit(); !committed) {
         if (!halt || halt->code != committed.error().code)
           log::error("journal.not_written error={}", committed.error().message);

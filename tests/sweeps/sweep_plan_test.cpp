@@ -315,8 +315,6 @@ TEST_F(SweepPlanTest, ThingsThatContradictEachOtherAreRefused) {
                 "'crosscoder' is not available in this version"},
            Case{sweep("[{arch: topk, d_sae: 8, k: 2, hook_out: x}]"),
                 "'hook_out' is not available in this version"},
-           Case{sweep("[{arch: topk, d_sae: 8, k: 2}]", "early_stopping: {rule: asha}"),
-                "'early_stopping' is not available"},
            Case{sweep("[{arch: topk, d_sae: 8, k: []}]"), "trials[0].k: is an empty list"},
            Case{sweep("[{arch: topk, d_sae: 8, k: {int_uniform: [4, 2], samples: 3}}]"),
                 "[4, 2] is reversed"},
