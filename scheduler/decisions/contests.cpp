@@ -168,8 +168,7 @@ bool Decider::settle_contests() {
       steps = contest.promotions_at_the_end();
       if (steps.empty())
         for (const TrialIndex row : contest.waiting())
-          stop(sweep, row,
-               contest.place_of(row).to_string() + "; nobody below it goes on any more");
+          stop(sweep, row, contest.place_of(row).to_string() + "; not among those that go on");
     }
     if (has_room)
       for (const Contest::Step& step : steps) promote(sweep, step);

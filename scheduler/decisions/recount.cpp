@@ -36,7 +36,8 @@ class Recount {
       if (standing == nullptr) continue;
       const bool gone = (is_finished(*task) && !task->has_succeeded()) ||
                         !standing->stopped().empty() || sweep.subjects(row).cancelled();
-      trials_.push_back({static_cast<TrialIndex>(row), standing, task->has_succeeded(), gone});
+      trials_.push_back(
+          {static_cast<TrialIndex>(row), standing, task->has_succeeded() && !gone, gone});
     }
   }
 

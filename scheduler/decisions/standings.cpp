@@ -100,9 +100,12 @@ Contest contest_of(const SweepState& state, const Sweep& sweep) {
                      {report.values().begin(), report.values().end()});
       if (standing->rung() > report.rung()) contest.went_on(trial);
     }
-    if (task->has_succeeded())
+    // Who left stays so, though another sweep may have it trained to its end.
+    if (!standing->stopped().empty() || subject.cancelled())
+      contest.leave(trial);
+    else if (task->has_succeeded())
       contest.finish(trial);
-    else if (is_finished(*task) || !standing->stopped().empty() || subject.cancelled())
+    else if (is_finished(*task))
       contest.leave(trial);
   }
   return contest;

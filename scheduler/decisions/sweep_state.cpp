@@ -328,8 +328,10 @@ std::string broken_rule_of_task(const SweepState& state, const std::string& id, 
     return fmt::format("run {} does not know its task {}", task.run(), id);
   if (is_leased(task) != (run != nullptr && !run->worker().empty()))
     return fmt::format("{} is leased without a run, or the other way round", id);
+  // What was cancelled and is wanted again has none, and goes on from its beginning.
   for (const journal::Standing& standing : task.standings())
-    if (standing.waits() && !task.has_checkpoint() && !is_finished(task))
+    if (standing.waits() && task.reported_fence() == task.fence() && !task.has_checkpoint() &&
+        !is_finished(task))
       return fmt::format("{} waits at a rung without a checkpoint", id);
   if ((is_finished(task) || task.has_blocked()) && run != nullptr)
     return fmt::format("{} is of run {} although nothing is to do", id, task.run());

@@ -69,7 +69,7 @@ struct EarlyStopping : testing::Test {
         continue;
       }
       EXPECT_EQ(state, "stopped");
-      EXPECT_THAT(row["reason"].get<std::string>(), HasSubstr("nobody below it goes on any more"));
+      EXPECT_THAT(row["reason"].get<std::string>(), HasSubstr("not among those that go on"));
       const std::uint64_t tokens = row["tokens"];
       EXPECT_TRUE(tokens == 29'952 || tokens == 89'856 || tokens == 269'824) << tokens;
       EXPECT_TRUE(row["scores"].contains("core.ce_loss_score"));
@@ -118,7 +118,9 @@ TEST_F(EarlyStopping, ASweepWithoutItFinishesWhatWasStopped) {
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const auto bytes = scene.results("a");
   for (const auto& [name, expected] : whole)
-    if (name.ends_with("sae.safetensors")) EXPECT_EQ(bytes.at(name), expected) << name;
+    if (name.ends_with("sae.safetensors")) {
+      EXPECT_EQ(bytes.at(name), expected) << name;
+    }
 }
 
 TEST_F(EarlyStopping, ARuleThatLooksAtCurvesStopsAtOnce) {

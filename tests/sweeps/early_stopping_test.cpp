@@ -26,9 +26,12 @@ struct EarlyStopping : SweepTest {
 };
 
 TEST_F(EarlyStopping, IsReadAsItIsWritten) {
-  const auto asha = spec(
-      "rule: asha, metric: core.ce_loss_score, direction: max, min_tokens: 100k, eta: 3, "
-      "mode: promote");
+  const auto read = plan(with("rule: asha, metric: core.ce_loss_score, direction: max, min_tokens: "
+                              "100k, eta: 3, mode: promote",
+                              "evaluate: [core: {tokens: 20k}]"))
+                        .early_stopping;
+  ASSERT_TRUE(read.has_value());
+  const EarlyStoppingSpec& asha = *read;
   EXPECT_EQ(asha.rule, StoppingRule::kAsha);
   EXPECT_TRUE(asha.promotes);
   EXPECT_EQ(asha.min_tokens, 100'000u);
@@ -37,7 +40,7 @@ TEST_F(EarlyStopping, IsReadAsItIsWritten) {
   EXPECT_EQ(asha.metrics[0].name, "core.ce_loss_score");
   EXPECT_TRUE(asha.metrics[0].maximize);
   EXPECT_EQ(asha.metrics[0].evaluation.kind, "core");
-  EXPECT_EQ(asha.metrics[0].evaluation.tokens, 40'000u);
+  EXPECT_EQ(asha.metrics[0].evaluation.tokens, 20'000u);
 }
 
 TEST_F(EarlyStopping, DefaultsAreAshaThatPromotesOneInFour) {

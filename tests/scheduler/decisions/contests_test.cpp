@@ -131,10 +131,8 @@ TEST_F(Contests, OneInEtaGoesOnAndOneReachesTheEnd) {
   world.tick();
   EXPECT_EQ(world.outcome(8), "done");
   EXPECT_EQ(world.outcome(2), "stopped");
-  EXPECT_EQ(reason_of(2),
-            "value 2, 7th of 9 at rung 1 (100 tokens); nobody below it goes on any more");
-  EXPECT_EQ(reason_of(7),
-            "value 7, 2nd of 3 at rung 2 (300 tokens); nobody below it goes on any more");
+  EXPECT_EQ(reason_of(2), "value 2, 7th of 9 at rung 1 (100 tokens); not among those that go on");
+  EXPECT_EQ(reason_of(7), "value 7, 2nd of 3 at rung 2 (300 tokens); not among those that go on");
   EXPECT_TRUE(world.task("train:t02").has_stopped());
   EXPECT_TRUE(world.task("eval:t02").has_skipped());
   EXPECT_NE(world.state.sweeps().at("s").ended(), 0);
