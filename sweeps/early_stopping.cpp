@@ -32,6 +32,8 @@ constexpr std::array kModelScores{
     "recon.loss_recovered_mean"sv,
 };
 constexpr std::array kCoreScores{
+    "core.average_max_decoder_cosine_sim"sv,
+    "core.average_max_encoder_cosine_sim"sv,
     "core.cossim"sv,
     "core.explained_variance"sv,
     "core.explained_variance_legacy"sv,

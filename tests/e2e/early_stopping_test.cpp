@@ -1,11 +1,15 @@
 // Early stopping with real programs: the best reach the end with the bytes that they would have had
 // anyway, the others say why they stopped; and a sweep that is killed decides the same from the
 // same reports.
+#include "sweeps/early_stopping.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <csignal>
 #include <filesystem>
+#include <set>
+#include <string_view>
 
 #include "core/philox.h"
 #include "tests/e2e/scene.h"
@@ -40,6 +44,15 @@ std::string sweep(const std::string& stopping) {
 constexpr const char* kAsha =
     "early_stopping: {rule: asha, metric: core.ce_loss_score, direction: max, min_tokens: 30k, "
     "eta: 3}\n";
+
+std::string one_trial() {
+  std::string text = tiny_sweep("20k");
+  text.resize(text.find("trials:"));
+  return text +
+         "trials: [{arch: topk, d_sae: 64, k: 4, threshold_start_step: 20%}]\n"
+         "evaluate: [{core: {tokens: 2k}}, {board: {games: 200}}]\n"
+         "resources: {memory: 1GiB, slots: 1}\n";
+}
 
 struct EarlyStopping : testing::Test {
   Scene scene;
@@ -130,6 +143,22 @@ TEST_F(EarlyStopping, ARuleThatLooksAtCurvesStopsAtOnce) {
   ASSERT_EQ(run.exit_code, 0) << run.err;
   for (const Json& row : scene.leaderboard("a")["rows"])
     EXPECT_EQ(row["state"], row["params"]["k"] == 8 ? "stopped" : "done") << row.dump();
+}
+
+// A sweep file may name what is computed, and nothing else.
+TEST(Metrics, ThatASweepFileMayNameAreThoseThatAreComputed) {
+  const Scene scene;
+  scene.write("one.yaml", one_trial());
+  const Finished run = scene.run("one.yaml", "a");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  std::set<std::string> computed, known;
+  const Json board = scene.leaderboard("a");
+  for (const auto& [name, score] : board["rows"][0]["scores"].items()) computed.insert(name);
+  // How many tokens were looked at says nothing about a dictionary.
+  std::erase_if(computed, [](const auto& name) { return name.starts_with("core.total_tokens"); });
+  for (const char* evaluation : {"core", "board"})
+    for (const std::string_view name : sweeps::scores_of(evaluation, true)) known.emplace(name);
+  EXPECT_EQ(computed, known);
 }
 
 }  // namespace
