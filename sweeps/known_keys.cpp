@@ -11,9 +11,9 @@ namespace {
 using namespace std::string_view_literals;
 using enum Architecture;
 
-constexpr std::array kTopKeys{"name"sv,      "model"sv,     "data"sv,    "activations"sv,
-                              "train"sv,     "trials"sv,    "search"sv,  "evaluate"sv,
-                              "baselines"sv, "resources"sv, "train_lm"sv};
+constexpr std::array kTopKeys{"name"sv,      "model"sv,     "data"sv,     "activations"sv,
+                              "train"sv,     "trials"sv,    "search"sv,   "evaluate"sv,
+                              "baselines"sv, "resources"sv, "train_lm"sv, "early_stopping"sv};
 constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv};
 constexpr std::array kOthelloKeys{"source"sv, "board"sv, "play"sv, "games"sv, "seed"sv};
 constexpr std::array kActivationDataKeys{"source"sv, "path"sv, "tensor"sv};
@@ -31,7 +31,11 @@ constexpr std::array kTrainLmKeys{
     "warmup_steps"sv, "weight_decay"sv, "grad_clip"sv, "optimizer"sv,
     "targets"sv,      "init_scale"sv,   "seed"sv,      "precision"sv};
 
-constexpr std::array kLaterKeys{"early_stopping"sv};
+constexpr std::array kEarlyStoppingKeys{
+    "rule"sv,        "metric"sv,   "direction"sv, "mode"sv,       "min_tokens"sv,
+    "eta"sv,         "interval"sv, "warmup"sv,    "min_trials"sv, "percentile"sv,
+    "min_reports"sv, "reports"sv,  "min_delta"sv, "low"sv,        "high"sv};
+
 constexpr std::array kLaterArchitectures{"end_to_end"sv};
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
 constexpr std::array kArchitectures{
@@ -139,13 +143,12 @@ std::span<const std::string_view> known_keys(KeySet set) {
       return kResourcesKeys;
     case KeySet::kTrainLm:
       return kTrainLmKeys;
+    case KeySet::kEarlyStopping:
+      return kEarlyStoppingKeys;
   }
   return {};
 }
 
-bool is_later_key(std::string_view key) {
-  return std::find(kLaterKeys.begin(), kLaterKeys.end(), key) != kLaterKeys.end();
-}
 std::span<const std::string_view> later_architectures() { return kLaterArchitectures; }
 std::span<const std::string_view> later_sources() { return kLaterSources; }
 std::span<const std::string_view> architecture_names() { return kArchitectures; }

@@ -24,11 +24,11 @@ enum class KeySet {
   kBoard,
   kResources,
   kTrainLm,
+  kEarlyStopping,
 };
 std::span<const std::string_view> known_keys(KeySet set);
 
-// Words of a later version. Such a key gets an error that says so instead of "unknown".
-bool is_later_key(std::string_view key);
+// Words of a later version. Such an architecture or source gets an error that says so.
 std::span<const std::string_view> later_architectures();
 std::span<const std::string_view> later_sources();
 

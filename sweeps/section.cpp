@@ -64,9 +64,7 @@ Section::Section(const YamlNode& node, std::string path, std::span<const std::st
     const std::string& origin = node_.items[i].origin;
     problems_.add_at(origin.empty() ? key.line : 0, origin.empty() ? key.column : 0,
                      origin.empty() ? join_path(path_, shown) : origin,
-                     is_later_key(key.text)
-                         ? fmt::format("'{}' is not available in this version", shown)
-                         : fmt::format("unknown key '{}'; {}", shown, suggestion(key.text, keys)));
+                     fmt::format("unknown key '{}'; {}", shown, suggestion(key.text, keys)));
   }
 }
 

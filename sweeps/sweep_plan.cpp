@@ -61,11 +61,13 @@ class SweepReader {
     // A value of `train` that could not be read would be missed again in every trial.
     read_trials(/*resolve=*/problems_.size() == problems_before_train);
     plan_.evaluations = read_evaluations(top_, source_, problems_);
+    plan_.early_stopping = read_early_stopping(top_, source_, plan_.evaluations, problems_);
     baseline_names_ = read_baseline_names(top_, source_, problems_);
     // What follows is made of all the sections, so it needs every one of them right.
     if (!problems_.empty()) return {};
     make_streams();
     make_trials();
+    if (plan_.early_stopping) check_rungs(*plan_.early_stopping, plan_.trials, top_, problems_);
     if (!problems_.empty()) return {};
     plan_.baselines =
         plan_baselines(baseline_names_, source_, plan_.streams, plan_.trials,

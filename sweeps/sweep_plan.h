@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/result.h"
+#include "sweeps/early_stopping.h"
 #include "sweeps/spec.h"
 
 namespace saesweep::sweeps {
@@ -54,6 +55,7 @@ struct SweepPlan {
   std::vector<PlannedTrial> trials;    // equal identities collapse into the first
   std::vector<PlannedBaseline> baselines;
   std::vector<EvaluationSpec> evaluations;
+  std::optional<EarlyStoppingSpec> early_stopping;
   std::optional<TrainLmSpec> train_lm;  // then trials and baselines are empty
   ResourceSpec resources;
   std::uint64_t cache_bytes = 0;

@@ -17,8 +17,8 @@ std::optional<TrainLmSpec> read_train_lm(const Section& top, const std::filesyst
   constexpr std::array kTargets{"sampled"sv, "exact"sv};
   static constexpr std::array kHoldout{"holdout"sv};
   const std::size_t problems_before = problems.size();
-  for (const std::string_view other :
-       {"trials"sv, "model"sv, "train"sv, "search"sv, "evaluate"sv, "baselines"sv})
+  for (const std::string_view other : {"trials"sv, "model"sv, "train"sv, "search"sv, "evaluate"sv,
+                                       "baselines"sv, "early_stopping"sv})
     if (top.node().find(other) != nullptr)
       top.add(other,
               "stands beside train_lm, which trains a model instead of dictionaries; one of "

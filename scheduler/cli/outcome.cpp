@@ -47,7 +47,8 @@ Counts count(const scheduler::SweepResult& result) {
   if (trains_model(result)) return {1, result.model_files.contains("model.safetensors") ? 0u : 1u};
   for (const scheduler::SubjectResult& subject : result.subjects) {
     if (!subject.baseline) ++counts.trials;
-    if (subject.state != "done") ++counts.failed;
+    // What was stopped early is as it was asked for.
+    if (subject.state != "done" && subject.state != "stopped") ++counts.failed;
   }
   return counts;
 }

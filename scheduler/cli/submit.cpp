@@ -14,6 +14,7 @@
 #include "scheduler/cli/ask.h"
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
+#include "scheduler/cli/stopping_text.h"
 #include "scheduler/cli/verbs.h"
 #include "scheduler/cli/watching.h"
 #include "scheduler/service/submission.h"
@@ -55,7 +56,8 @@ DryRun dry_run_of(const scheduler::Submission& submission) {
 
 int show_dry_run(const SubmitFlags& flags, const sweeps::SweepPlan& plan) {
   const sweeps::SweepEstimate estimate = sweeps::estimate(plan);
-  const DryRun dry = dry_run_of(scheduler::to_submission(plan));
+  const scheduler::Submission submission = scheduler::to_submission(plan);
+  const DryRun dry = dry_run_of(submission);
   if (flags.json) {
     fmt::print("{}", pretty_json({{"schema", 1},
                                   {"name", plan.name},
@@ -67,6 +69,7 @@ int show_dry_run(const SubmitFlags& flags, const sweeps::SweepPlan& plan) {
                                   {"tokens", estimate.tokens},
                                   {"disk_bytes", estimate.disk_bytes},
                                   {"seconds", estimate.seconds},
+                                  {"early_stopping", stopping_json(plan, submission)},
                                   {"warnings", plan.warnings}}));
     return kExitDone;
   }
@@ -79,6 +82,7 @@ int show_dry_run(const SubmitFlags& flags, const sweeps::SweepPlan& plan) {
   fmt::print("  memory     {} to {} for a trial\n",
              bytes_text(static_cast<double>(dry.least_memory)),
              bytes_text(static_cast<double>(dry.most_memory)));
+  if (plan.early_stopping) fmt::print("  stopping   {}\n", stopping_text(plan, submission));
   fmt::print("  disk       about {}\n", bytes_text(static_cast<double>(estimate.disk_bytes)));
   fmt::print("  time       about {} on two cores\n", duration_text(estimate.seconds));
   for (const std::string& warning : plan.warnings) fmt::print("warning: {}\n", warning);

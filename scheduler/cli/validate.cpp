@@ -12,6 +12,7 @@
 #include "core/json.h"
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
+#include "scheduler/cli/stopping_text.h"
 #include "scheduler/cli/verbs.h"
 #include "sweeps/estimates.h"
 #include "sweeps/sweep_plan.h"
@@ -63,7 +64,10 @@ void print_summary(const sweeps::SweepPlan& plan, const sweeps::SweepEstimate& e
     fmt::print("  trials     {} ({}) on {} {}\n  baselines  {}\n", plan.trials.size(),
                families_text(plan), plan.streams.size(),
                plan.streams.size() == 1 ? "stream" : "streams", plan.baselines.size());
-  fmt::print("  tokens     {} in all\n", count_text(static_cast<double>(estimate.tokens)));
+  if (plan.early_stopping)
+    fmt::print("  stopping   {}\n", stopping_text(plan, scheduler::to_submission(plan)));
+  fmt::print("  tokens     {} in all{}\n", count_text(static_cast<double>(estimate.tokens)),
+             plan.early_stopping ? " if nothing were stopped" : "");
   fmt::print("  memory     about {}, {} allowed\n",
              bytes_text(static_cast<double>(estimate.memory_bytes)),
              bytes_text(static_cast<double>(plan.resources.memory_bytes)));
@@ -81,17 +85,19 @@ int validate(const ValidateFlags& flags) {
     print_summary(*plan, estimate);
     return kExitDone;
   }
-  fmt::print("{}", pretty_json({{"file", flags.file},
-                                {"valid", true},
-                                {"name", plan->name},
-                                {"trials", plan->trials.size()},
-                                {"baselines", plan->baselines.size()},
-                                {"tokens", estimate.tokens},
-                                {"memory_bytes", estimate.memory_bytes},
-                                {"disk_bytes", estimate.disk_bytes},
-                                {"seconds", estimate.seconds},
-                                {"warnings", plan->warnings},
-                                {"errors", Json::array()}}));
+  fmt::print("{}",
+             pretty_json({{"file", flags.file},
+                          {"valid", true},
+                          {"name", plan->name},
+                          {"trials", plan->trials.size()},
+                          {"baselines", plan->baselines.size()},
+                          {"tokens", estimate.tokens},
+                          {"memory_bytes", estimate.memory_bytes},
+                          {"disk_bytes", estimate.disk_bytes},
+                          {"seconds", estimate.seconds},
+                          {"early_stopping", stopping_json(*plan, scheduler::to_submission(*plan))},
+                          {"warnings", plan->warnings},
+                          {"errors", Json::array()}}));
   return kExitDone;
 }
 

@@ -37,6 +37,20 @@ class Applier {
   void fail(Task& task, const std::string& reason, journal::Ending ending);
   void enter(const journal::Sweep& sweep);
 
+  // Early stopping (apply_contests.cpp).
+  void reported(const journal::TaskReported& event);
+  void promoted(const journal::TrialPromoted& event);
+  void trial_stopped(const journal::TrialStopped& event);
+  // What reports of a trial that is over are worth to the contests that it takes part in.
+  void end_standings(Task& task);
+  void report_divergence(Task& task);
+  // The trials of a sweep as it was submitted now stand where they stood before, if the rules are
+  // the same.
+  void take_part(const journal::Sweep& old, const journal::Sweep& sweep);
+  void count_anew(const std::string& sweep);
+  void count_anew(const Task& task);
+  void file_row(const Task& task, const std::string& sweep);
+
   // Process and sweeps (apply_sweeps.cpp).
   void started(const journal::ProcessStarted& event);
   void submitted(const journal::SweepSubmitted& event);

@@ -47,6 +47,12 @@ void Applier::apply(const journal::Event& event) {
       return checkpointed(event.task_checkpointed());
     case Event::kTaskFinished:
       return finished(event.task_finished().result());
+    case Event::kTaskReported:
+      return reported(event.task_reported());
+    case Event::kTrialPromoted:
+      return promoted(event.trial_promoted());
+    case Event::kTrialStopped:
+      return trial_stopped(event.trial_stopped());
     case Event::kTaskStopped:
       return stopped(event.task_stopped());
     case Event::kTaskGivenUp:
@@ -187,6 +193,7 @@ void Applier::begin_again(Task& task) {
   task.set_retries(0);
   task.set_out_of_memory_alone(0);
   begin(task);
+  count_anew(task);
   tell_dependents(task);
   reopen_sweeps_of(task.spec().id());
 }
@@ -336,6 +343,7 @@ void Applier::fail(Task& task, const std::string& reason, journal::Ending ending
   auto& failed = *task.mutable_failed();
   failed.set_reason(reason);
   failed.set_passing(true);
+  end_standings(task);
   state_.file(task);
   tell_dependents(task);
 }
@@ -363,6 +371,8 @@ void Applier::finished(const protocol::TaskResult& result) {
     task.mutable_diverged()->set_reason(result.reason());
   else
     task.mutable_failed()->set_reason(result.reason());
+  if (ending == journal::ENDING_DIVERGED) report_divergence(task);
+  end_standings(task);
   state_.file(task);
   tell_dependents(task);
 }
@@ -371,7 +381,9 @@ void Applier::stopped(const journal::TaskStopped& event) {
   Task& task = task_at(event.task());
   end_attempt(task, journal::ENDING_STOPPED, event.reason(), time_);
   leave_run(task);
+  task.clear_checkpoint();
   task.mutable_stopped()->set_reason(event.reason());
+  end_standings(task);
   state_.file(task);
   tell_dependents(task);
 }

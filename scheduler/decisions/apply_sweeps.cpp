@@ -114,6 +114,7 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
   for (const std::string& id : old_tasks)
     if (const Task* task = state_.find_task(id)) state_.file(*task);
   const std::vector<std::string> new_tasks = tasks_of(sweep);
+  take_part(old, sweep);
   for (const std::string& id : new_tasks) state_.file(state_.tasks_.at(id));
   for (const std::string& id : event.again()) begin_again(task_at(id));
   if (old_tasks == new_tasks && state_.desk(name).open == 0) sweep.set_ended(old.ended());
@@ -162,6 +163,7 @@ void Applier::sweep_changed(const journal::SweepChanged& event) {
   }
   const std::vector<std::string> tasks = tasks_of(sweep);
   for (const std::string& id : tasks) state_.file(state_.tasks_.at(id));
+  count_anew(sweep.name());
   if (sweep.ended() != 0 && state_.desk(sweep.name()).open > 0) sweep.set_ended(0);
   state_.file(sweep);
   enter(sweep);
@@ -179,6 +181,7 @@ void Applier::cancelled(const journal::TasksCancelled& event) {
     leave_run(task);
     task.clear_checkpoint();
     task.mutable_cancelled()->set_reason(event.reason());
+    end_standings(task);
     state_.file(task);
     tell_dependents(task);
   }

@@ -39,6 +39,8 @@ std::string_view to_string(journal::Ending ending) {
       return "interrupted";
     case journal::ENDING_DEADLY:
       return "deadly";
+    case journal::ENDING_AT_RUNG:
+      return "at_rung";
     default:
       return "running";
   }

@@ -8,6 +8,7 @@
 //   lost           its worker fell silent or forgot it          no
 //   preempted      its worker left and said so                  no
 //   drained, paused, interrupted                                no: it goes on from its checkpoint
+//   at_rung        it is trained as far as it was told          no: neither does it wait in turn
 //   done, diverged, failed, cancelled, stopped                  the end
 #pragma once
 

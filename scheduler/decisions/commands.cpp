@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "scheduler/decisions/decider.h"
+#include "scheduler/decisions/standings.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -129,7 +130,8 @@ void Decider::cancel(const journal::Sweep& sweep, const SweepCommand& command,
   }
   Json& details = decision_.answer->details;
   std::uint64_t rows = 0;
-  for (const int i : chosen) rows += outcome_of(state_, sweep.subjects(i)).state == "unfinished";
+  for (const int i : chosen)
+    rows += outcome_of(state_, sweep, sweep.subjects(i)).state == "unfinished";
   details["trials"] = rows;
   details["tasks"] = cancelled.tasks_size();
   details["kept_for_others"] = kept;
@@ -181,9 +183,24 @@ void Decider::resume(const journal::Sweep& sweep, const SweepCommand& command,
 void Decider::try_again(const journal::Sweep& sweep, const SweepCommand& command,
                         const std::set<int>& chosen) {
   const bool all_kinds = !command.trials.empty() || sweep.cancelled();
+  const bool named = !command.trials.empty();
   const auto is_chosen = [&](const Task& task) {
-    return task.has_failed() || (all_kinds && (task.has_cancelled() || task.has_stopped()));
+    return task.has_failed() || (all_kinds && task.has_cancelled()) ||
+           (named && task.has_stopped());
   };
+  // A trial that was stopped early and is named is trained to its end.
+  const auto is_stopped = [&](const journal::Subject& subject) {
+    const Task* task = state_.find_task(subject.train_task());
+    const journal::Standing* standing =
+        task == nullptr || !named ? nullptr : standing_of(*task, sweep.name());
+    return standing != nullptr && !standing->stopped().empty();
+  };
+  for (const int i : chosen) {
+    if (!is_stopped(sweep.subjects(i))) continue;
+    promote(sweep, {static_cast<TrialIndex>(i),
+                    static_cast<std::size_t>(sweep.early_stopping().rungs_size()), kByPerson});
+    decision_.events.back().mutable_trial_promoted()->set_by_person(true);
+  }
   journal::TasksAgain again;
   for (const std::string& id : tasks_of_rows(sweep, chosen, command.trials.empty()))
     if (is_chosen(*state_.find_task(id))) again.add_tasks(id);
@@ -193,8 +210,8 @@ void Decider::try_again(const journal::Sweep& sweep, const SweepCommand& command
     const auto counts = [&](const std::string& id) {
       return !id.empty() && is_chosen(*state_.find_task(id));
     };
-    rows += (all_kinds && subject.cancelled()) || counts(subject.train_task()) ||
-            std::ranges::any_of(subject.evaluate_tasks(), counts);
+    rows += (all_kinds && subject.cancelled()) || is_stopped(subject) ||
+            counts(subject.train_task()) || std::ranges::any_of(subject.evaluate_tasks(), counts);
   }
   auto& changed = *event().mutable_sweep_changed();
   changed.set_sweep(sweep.name());

@@ -5,6 +5,7 @@
 
 #include "core/log.h"
 #include "scheduler/decisions/decider.h"
+#include "scheduler/decisions/standings.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -31,6 +32,16 @@ bool is_about_room(const std::string& reason) {
 // What a worker says that it ran out of disk for: no other run would do better.
 bool is_disk_full(const protocol::TaskResult& result) {
   return result.reason().starts_with("disk full");
+}
+
+// It was stopped early, and the sweep does not know of that: by other rules, or without any.
+bool is_wanted_on(const SweepState& state, const Task& task, const journal::Sweep& sweep) {
+  if (!task.has_stopped()) return false;
+  const auto before = state.sweeps().find(sweep.name());
+  const journal::Standing* standing = standing_of(task, sweep.name());
+  return standing == nullptr || standing->stopped().empty() || before == state.sweeps().end() ||
+         before->second.early_stopping().SerializeAsString() !=
+             sweep.early_stopping().SerializeAsString();
 }
 
 bool is_same_result(const protocol::TaskResult& a, const protocol::TaskResult& b) {
@@ -69,7 +80,7 @@ void Decider::hear(const Submission& submission) {
       continue;
     }
     const bool again = (known->has_failed() && known->failed().passing()) ||
-                       known->has_cancelled() ||
+                       known->has_cancelled() || is_wanted_on(state_, *known, submission.sweep) ||
                        (known->has_succeeded() && submission.lost.contains(spec.id()));
     if (again) submitted.add_again(spec.id());
   }
@@ -115,7 +126,9 @@ void Decider::hear(const Tick& tick) {
   if (!state_.workers().empty() && (!charged || now_ - *charged >= kChargeEvery))
     event().mutable_time_passed()->set_now_ns(to_ns(now_));
   // Runs that were just lost are placed at the next tick, when the state says so.
-  if (tick.may_place && !somebody_lost) place(state_, now_, decision_);
+  if (!tick.may_place || somebody_lost) return;
+  decision_.again = settle_contests();
+  if (!decision_.again) place(state_, now_, decision_);
 }
 
 // ---- what workers say of runs -------------------------------------------------------------------
@@ -208,6 +221,8 @@ const char* Decider::judge(const ResultHeard& heard) {
                task->fence());
     return "invalid";
   }
+  if (result.outcome() == protocol::OUTCOME_AT_RUNG && result.fence() == task->reported_fence())
+    return "duplicate";
   if (is_finished(*task)) {
     if (!task->has_result() || result.outcome() == protocol::OUTCOME_LOST) return "stale";
     if (is_same_result(task->result(), result)) return "duplicate";
@@ -226,6 +241,8 @@ const char* Decider::judge(const ResultHeard& heard) {
     case protocol::OUTCOME_FAILED:
       *event().mutable_task_finished()->mutable_result() = result;
       return "committed";
+    case protocol::OUTCOME_AT_RUNG:
+      return judge_report(heard, *task);
     case protocol::OUTCOME_LOST:
       // The first of a run speaks for all: they share the executor.
       if (is_leased(*task))
@@ -367,9 +384,13 @@ void Decider::out_of_memory(const Task& task, const std::string& reason) {
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-SubjectOutcome outcome_of(const SweepState& state, const journal::Subject& subject) {
+SubjectOutcome outcome_of(const SweepState& state, const journal::Sweep& sweep,
+                          const journal::Subject& subject) {
   const Task* train =
       subject.train_task().empty() ? nullptr : state.find_task(subject.train_task());
+  const journal::Standing* standing =
+      train == nullptr || subject.baseline() ? nullptr : standing_of(*train, sweep.name());
+  if (standing != nullptr && !standing->stopped().empty()) return {"stopped", standing->stopped()};
   if (!subject.train_task().empty()) {
     const bool is_over = train != nullptr && is_finished(*train);
     if (is_over && train->has_diverged()) return {"diverged", train->diverged().reason()};
@@ -377,6 +398,8 @@ SubjectOutcome outcome_of(const SweepState& state, const journal::Subject& subje
     if (subject.cancelled()) return {"cancelled", "by a person"};
     if (is_over && train->has_cancelled()) return {"cancelled", train->cancelled().reason()};
     if (is_over && train->has_stopped()) return {"stopped", train->stopped().reason()};
+    if (!is_over && standing != nullptr && standing->waits() && !is_leased(*train))
+      return {"unfinished", wait_text(state, *train, sweep)};
     if (!is_over && train != nullptr && state_of(state, *train) == "paused")
       return {"unfinished", "paused"};
     if (!is_over) return {"unfinished", "not trained yet"};

@@ -94,6 +94,7 @@ struct Decision {
   std::vector<journal::Event> events;  // without sequence and time
   std::vector<Reply> replies;
   std::optional<Error> halt;  // nothing can go on: a full disk
+  bool again = false;         // a tick: what was decided makes others ready; look once more
   std::optional<Answer> answer;
 };
 
@@ -107,7 +108,8 @@ void place(const SweepState& state, TimePoint now, Decision& decision);
 // state: one of state_of(). Codes are a promise; text is for people. An unknown task: null.
 //   assigned, running  on_worker | worker_awaited | pausing | draining
 //   blocked            needs_input
-//   waiting            backoff | sweep_paused | trial_paused | sweep_inactive | cancelled |
+//   waiting            backoff | at_rung | stopped | sweep_paused | trial_paused | sweep_inactive |
+//   cancelled |
 //                      unwanted | no_worker | workers_busy | workers_draining | workers_suspect |
 //                      workers_lost | workers_resyncing | needs_memory | worker_reserved |
 //                      behind_others | run_waits | next
@@ -122,6 +124,7 @@ struct SubjectOutcome {
   std::string state;  // done | diverged | failed | stopped | cancelled | unfinished
   std::string reason;
 };
-SubjectOutcome outcome_of(const SweepState& state, const journal::Subject& subject);
+SubjectOutcome outcome_of(const SweepState& state, const journal::Sweep& sweep,
+                          const journal::Subject& subject);
 
 }  // namespace saesweep::scheduler

@@ -67,6 +67,13 @@ class Decider {
   void lose(const journal::Run& run, bool died_alone, const std::string& reason,
             journal::Ending ending);
   void out_of_memory(const Task& task, const std::string& reason);
+  // Early stopping (contests.cpp).
+  // True if somebody may go on, or nobody will: what follows is for the next look.
+  bool settle_contests();
+  const char* judge_report(const ResultHeard& heard, const Task& task);
+  void promote(const journal::Sweep& sweep, const Contest::Step& step);
+  void stop(const journal::Sweep& sweep, TrialIndex row, std::string reason);
+
   // The verdict; events for what follows.
   const char* judge(const ResultHeard& heard);
 

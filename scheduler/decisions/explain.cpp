@@ -8,6 +8,7 @@
 #include "scheduler/decisions/attempts.h"
 #include "scheduler/decisions/decide.h"
 #include "scheduler/decisions/placement.h"
+#include "scheduler/decisions/standings.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -162,7 +163,13 @@ class Explainer {
   void say_nobody() {
     for (const SweepState::Want& want : state_.wants(id_)) {
       const journal::Sweep& sweep = state_.sweep_of(want);
-      if (!state_.is_wanted(want))
+      const journal::Standing* standing = standing_of(task_, sweep.name());
+      if (standing != nullptr && !standing->stopped().empty())
+        say("stopped", fmt::format("stopped in sweep {}: {}", sweep.name(), standing->stopped()));
+      else if (std::string text = wait_text(state_, task_, sweep);
+               !text.empty() && is_working(sweep))
+        say("at_rung", std::move(text));
+      else if (!state_.is_wanted(want))
         say("cancelled", fmt::format("was cancelled in sweep {}", sweep.name()));
       else if (!sweep.active())
         say("sweep_inactive",

@@ -2,6 +2,8 @@
 // sweeps in their turn.
 #include "scheduler/decisions/placement.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <list>
 #include <optional>
@@ -9,6 +11,7 @@
 #include "core/check.h"
 #include "core/json.h"
 #include "scheduler/decisions/decide.h"
+#include "scheduler/decisions/standings.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -368,6 +371,12 @@ class Placer {
     member.set_spec(task.spec().spec());
     member.set_trial_directory(task.spec().directory());
     if (task.has_checkpoint()) *member.mutable_resume() = task.checkpoint();
+    if (task.standings_size() > 0) {
+      const Leg leg = leg_of(state_, task);
+      member.set_until_tokens(leg.until_tokens);
+      if (leg.until_tokens != 0)
+        member.set_rung_evaluations(fmt::format("[{}]", fmt::join(leg.evaluations, ",")));
+    }
     if (task.spec().kind() == protocol::TASK_KIND_EVALUATE) add_inputs(task, member);
     return member;
   }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "scheduler/decisions/standings.h"
 
 namespace saesweep::scheduler {
 
@@ -97,13 +98,34 @@ const journal::Sweep& SweepState::sweep_of(const Want& want) const {
 bool SweepState::is_wanted(const Want& want) const {
   const journal::Sweep& sweep = sweep_of(want);
   if (sweep.cancelled()) return false;  // rows that were finished by then, and begin again, too
-  return want.subject < 0 || !sweep.subjects(want.subject).cancelled();
+  if (want.subject < 0) return true;
+  const journal::Standing* standing = standing_of(want);
+  return !sweep.subjects(want.subject).cancelled() &&
+         (standing == nullptr || standing->stopped().empty());
+}
+
+const journal::Standing* SweepState::standing_of(const Want& want) const {
+  const journal::Sweep& sweep = sweep_of(want);
+  if (want.subject < 0 || !sweep.has_early_stopping()) return nullptr;
+  const journal::Subject& subject = sweep.subjects(want.subject);
+  const Task* task = subject.baseline() ? nullptr : find_task(subject.train_task());
+  return task == nullptr ? nullptr : scheduler::standing_of(*task, sweep.name());
+}
+
+const Contest* SweepState::contest(const std::string& sweep) const {
+  const auto found = contests_.find(sweep);
+  return found == contests_.end() ? nullptr : &found->second;
 }
 
 bool SweepState::is_working(const Want& want) const {
   const journal::Sweep& sweep = sweep_of(want);
-  return is_wanted(want) && scheduler::is_working(sweep) &&
-         (want.subject < 0 || !sweep.subjects(want.subject).paused());
+  if (!is_wanted(want) || !scheduler::is_working(sweep)) return false;
+  if (want.subject < 0) return true;
+  const journal::Standing* standing = standing_of(want);
+  // A trial that is trained has its scores computed, whatever it waited for.
+  const bool waits = standing != nullptr && standing->waits() &&
+                     !is_finished(*find_task(sweep.subjects(want.subject).train_task()));
+  return !waits && !sweep.subjects(want.subject).paused();
 }
 
 bool SweepState::is_wanted(const std::string& task, const std::string& except) const {
@@ -252,6 +274,7 @@ void SweepState::load(journal::Run run) {
 
 void SweepState::settle_indexes() {
   filed_.clear();
+  contests_.clear();
   overdue_.clear();
   backoffs_.clear();
   waiting_runs_.clear();
@@ -266,6 +289,8 @@ void SweepState::settle_indexes() {
   for (const auto& [id, task] : tasks_) file(task);
   for (const auto& [name, sweep] : sweeps_) file(sweep);
   for (const auto& [id, run] : runs_) file(run);
+  for (const auto& [name, sweep] : sweeps_)
+    if (sweep.has_early_stopping()) contests_.emplace(name, contest_of(*this, sweep));
 }
 
 SweepState replay(std::span<const journal::Event> log) {
@@ -303,6 +328,11 @@ std::string broken_rule_of_task(const SweepState& state, const std::string& id, 
     return fmt::format("run {} does not know its task {}", task.run(), id);
   if (is_leased(task) != (run != nullptr && !run->worker().empty()))
     return fmt::format("{} is leased without a run, or the other way round", id);
+  // What was cancelled and is wanted again has none, and goes on from its beginning.
+  for (const journal::Standing& standing : task.standings())
+    if (standing.waits() && task.reported_fence() == task.fence() && !task.has_checkpoint() &&
+        !is_finished(task))
+      return fmt::format("{} waits at a rung without a checkpoint", id);
   if ((is_finished(task) || task.has_blocked()) && run != nullptr)
     return fmt::format("{} is of run {} although nothing is to do", id, task.run());
   return {};
@@ -344,6 +374,7 @@ std::string SweepState::broken_index() const {
     if (const auto found = anew.filed_.find(id);
         found == anew.filed_.end() ? filed != Filed{} : found->second != filed)
       return fmt::format("{} is not filed as it should be", id);
+  if (anew.contests_ != contests_) return "the contests of sweeps are not what the tasks say";
   if (anew.overdue_ != overdue_) return "the sweeps that are over are not what the desks say";
   if (anew.backoffs_ != backoffs_) return "the index of backoffs is not what the tasks say";
   if (anew.waiting_runs_ != waiting_runs_) return "the index of runs is not what the runs say";

@@ -20,6 +20,7 @@
 
 #include "core/clock.h"
 #include "scheduler/decisions/journal.pb.h"
+#include "scheduler/early_stopping/contest.h"
 
 namespace saesweep::scheduler {
 
@@ -93,9 +94,10 @@ class SweepState {
   };
   const std::vector<Want>& wants(const std::string& task) const;
   const journal::Sweep& sweep_of(const Want& want) const;
-  // False if the row is cancelled in its sweep.
+  // False if the row is cancelled in its sweep, or was stopped early.
   bool is_wanted(const Want& want) const;
-  // The row is to be worked on now: not paused, not cancelled, its sweep active.
+  // The row is to be worked on now: not paused, not cancelled, not waiting at a rung, its sweep
+  // active.
   bool is_working(const Want& want) const;
   // Somebody wants it, now or later, besides `except`.
   bool is_wanted(const std::string& task, const std::string& except = {}) const;
@@ -104,6 +106,10 @@ class SweepState {
   // Who is charged for it: of the sweeps that want it worked on now the one of the highest
   // priority, of those the newest. Null: nobody.
   const journal::Sweep* payer_of(const std::string& task) const;
+
+  // Of a sweep with early stopping: what its rule goes by. Null for others.
+  const Contest* contest(const std::string& sweep) const;
+  const std::map<std::string, Contest>& contests() const { return contests_; }
 
   // ---- who is next
 
@@ -155,6 +161,8 @@ class SweepState {
   // The rows of a sweep want their tasks; before they change, they no longer do.
   void want(const journal::Sweep& sweep);
   void unwant(const journal::Sweep& sweep);
+  // How the row stands in its sweep; null: no early stopping.
+  const journal::Standing* standing_of(const Want& want) const;
   std::uint32_t number_of(const std::string& sweep);
   std::string broken_index() const;
 
@@ -164,6 +172,7 @@ class SweepState {
   std::map<std::uint64_t, journal::Run> runs_;
   std::map<std::string, Worker> workers_;
   // Derived from the above.
+  std::map<std::string, Contest> contests_;  // by sweep
   std::unordered_map<std::string, Filed> filed_;
   std::vector<Desk> desks_;
   std::map<std::string, std::uint32_t> desk_numbers_;

@@ -70,8 +70,13 @@ std::vector<double> crowding(const std::vector<TwoValues>& points,
 
 bool PercentileRule::stops(const std::map<TrialIndex, Curve>& curves, TrialIndex trial) const {
   const auto own = curves.find(trial);
-  if (own == curves.end() || own->second.empty()) return false;
-  const std::uint64_t tokens = own->second.back().tokens;
+  return own != curves.end() && stops(curves, trial, own->second);
+}
+
+bool PercentileRule::stops(const std::map<TrialIndex, Curve>& curves, TrialIndex trial,
+                           const Curve& own) const {
+  if (own.empty()) return false;
+  const std::uint64_t tokens = own.back().tokens;
   if (tokens < warmup) return false;
   std::vector<double> others;
   for (const auto& [index, curve] : curves) {
@@ -79,7 +84,7 @@ bool PercentileRule::stops(const std::map<TrialIndex, Curve>& curves, TrialIndex
     if (const auto mean = running_mean(curve, tokens)) others.push_back(*mean);
   }
   if (others.size() < std::max<std::size_t>(1, min_trials)) return false;
-  return best_of(own->second, 0, own->second.size()) > percentile_of(std::move(others), percentile);
+  return best_of(own, 0, own.size()) > percentile_of(std::move(others), percentile);
 }
 
 bool PatienceRule::stops(const Curve& curve) const {

@@ -26,6 +26,8 @@ struct PercentileRule {
   std::uint64_t warmup = 0;    // tokens before which nobody is stopped
   std::size_t min_trials = 5;  // others that came as far
   bool stops(const std::map<TrialIndex, Curve>& curves, TrialIndex trial) const;
+  // The same with this curve of the trial in place of the one among `curves`.
+  bool stops(const std::map<TrialIndex, Curve>& curves, TrialIndex trial, const Curve& own) const;
 };
 
 // Stops a trial whose best value did not improve by `min_delta` over its last `reports` points.

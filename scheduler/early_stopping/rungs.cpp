@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "core/check.h"
@@ -76,6 +77,14 @@ void Rung::promote(TrialIndex trial) {
 bool Rung::is_good_enough(TrialIndex trial, std::size_t min_reports) const {
   if (reports() < min_reports) return true;
   return top_.empty() ? rest_.begin()->second == trial : top_.contains(entry_of(trial));
+}
+
+std::size_t Rung::rank_of(TrialIndex trial) const {
+  const Entry entry = entry_of(trial);
+  const auto before = [&](const std::set<Entry>& entries) {
+    return static_cast<std::size_t>(std::distance(entries.begin(), entries.lower_bound(entry)));
+  };
+  return before(top_) + before(rest_) + 1;
 }
 
 // ---- forms --------------------------------------------------------------------------------------

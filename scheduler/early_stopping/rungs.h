@@ -45,6 +45,8 @@ class Rung {
   bool was_promoted(TrialIndex trial) const { return promoted_.contains(trial); }
   // True if the trial is among the best max(1, floor(n / eta)), or fewer than `min_reports` came.
   bool is_good_enough(TrialIndex trial, std::size_t min_reports) const;
+  std::size_t rank_of(TrialIndex trial) const;  // of one that reported; 1 is the best. O(n)
+  bool operator==(const Rung&) const = default;
 
  private:
   using Entry = std::pair<double, TrialIndex>;
@@ -80,6 +82,9 @@ class AshaPromotion {
   void promoted(const Promotion& promotion);
 
   std::size_t reports(std::size_t rung) const { return rungs_[rung].reports(); }
+  std::size_t rungs() const { return rungs_.size(); }
+  const Rung& rung(std::size_t rung) const { return rungs_[rung]; }
+  bool operator==(const AshaPromotion&) const = default;
 
  private:
   std::vector<Rung> rungs_;

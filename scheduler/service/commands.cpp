@@ -60,7 +60,7 @@ Result<Heard> sweep_command(const SweepState& state, const Json& body) {
   command.trials.clear();
   for (const journal::Subject& subject : sweep->subjects())
     if ((named.empty() || named.contains(subject.identity())) &&
-        outcome_of(state, subject).state == "failed")
+        outcome_of(state, *sweep, subject).state == "failed")
       command.trials.push_back(subject.identity());
   if (command.trials.empty())
     return fail(ErrorCode::kNotFound, "nothing of {} has failed", sweep->name());

@@ -28,10 +28,13 @@ std::string DataDesk::announced() const {
 }
 
 bool is_there(const std::filesystem::path& store, const protocol::Checkpointed& checkpointed) {
-  const std::string& path = checkpointed.checkpoint().path();
+  return !checkpointed.travelled() || is_there(store, checkpointed.checkpoint());
+}
+
+bool is_there(const std::filesystem::path& store, const protocol::CheckpointRef& checkpoint) {
   std::error_code ignored;
-  return !checkpointed.travelled() ||
-         (storage::is_object_name(path) && std::filesystem::is_directory(store / path, ignored));
+  return storage::is_object_name(checkpoint.path()) &&
+         std::filesystem::is_directory(store / checkpoint.path(), ignored);
 }
 
 }  // namespace saesweep::scheduler

@@ -42,5 +42,7 @@ class DataDesk {
 
 // What came over a data port has to be there; of what did not, its sender's word is taken.
 bool is_there(const std::filesystem::path& store, const protocol::Checkpointed& checkpointed);
+// A checkpoint of the store, whoever wrote it.
+bool is_there(const std::filesystem::path& store, const protocol::CheckpointRef& checkpoint);
 
 }  // namespace saesweep::scheduler

@@ -82,10 +82,10 @@ bool is_run_log(const std::string& name, std::uint64_t& run) {
 
 }  // namespace
 
-Result<Json> read_log(const SweepState& state, const journal::Subject& trial, const fs::path& store,
-                      std::uint64_t offset) {
+Result<Json> read_log(const SweepState& state, const journal::Sweep& sweep,
+                      const journal::Subject& trial, const fs::path& store, std::uint64_t offset) {
   const std::string id = trial.identity().substr(0, kIdDigits);
-  const std::string outcome = outcome_of(state, trial).state;
+  const std::string outcome = outcome_of(state, sweep, trial).state;
   const std::uint64_t run = run_of(state, trial);
   Json answer{
       {"schema", 1},      {"trial", id},    {"run", run}, {"state", outcome},

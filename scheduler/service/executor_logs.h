@@ -17,8 +17,9 @@ namespace saesweep::scheduler {
 // of the log of the newest run that trained the trial, from `offset` bytes on. Bytes that are no
 // UTF-8 become '?'. `more`: there may be more to come.
 // Errors: kNotFound if nothing ran yet or its log is gone; kUnavailable.
-Result<Json> read_log(const SweepState& state, const journal::Subject& trial,
-                      const std::filesystem::path& store, std::uint64_t offset);
+Result<Json> read_log(const SweepState& state, const journal::Sweep& sweep,
+                      const journal::Subject& trial, const std::filesystem::path& store,
+                      std::uint64_t offset);
 
 // What an agent elsewhere sends of a log: bytes at their place in logs/<name>, again and again.
 // Errors: kInvalidArgument for no name of a log and for bytes past its largest size; kUnavailable.

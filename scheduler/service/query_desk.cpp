@@ -29,7 +29,7 @@ Result<Json> answer_explain(const QueryDesk::View& view, const Json& body) {
   };
   add(trial.train_task());
   for (const std::string& id : trial.evaluate_tasks()) add(id);
-  const SubjectOutcome outcome = outcome_of(view.state, trial);
+  const SubjectOutcome outcome = outcome_of(view.state, *chosen.sweep, trial);
   return Json{{"schema", 1},
               {"sweep", chosen.sweep->name()},
               {"trial", trial.identity().substr(0, kIdDigits)},
@@ -66,7 +66,7 @@ Result<Json> answer_events(const QueryDesk::View& view, const EventRing& events,
 Result<Json> answer_log(const QueryDesk::View& view, const Json& body) {
   SAE_TRY(const ChosenTrial chosen, one_trial(view.state, body));
   SAE_TRY(const std::uint64_t offset, number_of(body, "offset", 0));
-  return read_log(view.state, *chosen.trial, view.store_directory, offset);
+  return read_log(view.state, *chosen.sweep, *chosen.trial, view.store_directory, offset);
 }
 
 }  // namespace

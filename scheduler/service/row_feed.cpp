@@ -12,7 +12,9 @@ constexpr std::size_t kIdDigits = 12;
 
 Json end_of(const std::string& sweep, const std::string& trial, std::uint32_t number,
             const SubjectOutcome& outcome) {
-  Json event{{"event", outcome.state == "done" ? "trial.finished" : "trial.failed"},
+  // Stopped early is what the sweep asked for.
+  const bool is_well = outcome.state == "done" || outcome.state == "stopped";
+  Json event{{"event", is_well ? "trial.finished" : "trial.failed"},
              {"sweep", sweep},
              {"trial", trial},
              {"number", number},
@@ -45,7 +47,7 @@ void RowFeed::index(const SweepState& state, const std::string& name) {
     const journal::Subject& subject = sweep.subjects(i);
     if (!subject.train_task().empty()) rows_of_[subject.train_task()].push_back({name, i});
     for (const std::string& task : subject.evaluate_tasks()) rows_of_[task].push_back({name, i});
-    if (outcome_of(state, subject).state != "unfinished") settled_.insert({name, i});
+    if (outcome_of(state, sweep, subject).state != "unfinished") settled_.insert({name, i});
   }
 }
 
@@ -60,7 +62,7 @@ void RowFeed::finished(const SweepState& state, const std::string& task, const T
       continue;
     }
     const journal::Subject& subject = sweep->second.subjects(row.second);
-    const SubjectOutcome outcome = outcome_of(state, subject);
+    const SubjectOutcome outcome = outcome_of(state, sweep->second, subject);
     if (outcome.state == "unfinished" || !settled_.insert(row).second) continue;
     const std::string id = subject.identity().substr(0, kIdDigits);
     if (!subject.baseline())

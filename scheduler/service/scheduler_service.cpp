@@ -13,9 +13,9 @@
 #include "scheduler/service/checkpoints.h"
 #include "scheduler/service/commands.h"
 #include "scheduler/service/data_desk.h"
+#include "scheduler/service/event_log.h"
 #include "scheduler/service/executor_logs.h"
 #include "scheduler/service/journal_tools.h"
-#include "scheduler/service/log_event.h"
 #include "scheduler/service/query_desk.h"
 #include "scheduler/service/reply_batch.h"
 #include "scheduler/service/row_feed.h"
@@ -86,6 +86,7 @@ struct SchedulerService::State {
   SystemClock clock;
 
   std::optional<Answer> answer;                    // of the last command
+  bool look_again = false;                         // the last look made others ready
   std::vector<Reply> replies;                      // held until what they follow from is durable
   std::vector<Json> said;                          // the same for what observers hear
   std::vector<std::string> finished;               // tasks, since the last commit
@@ -113,12 +114,15 @@ struct SchedulerService::State {
         for (const std::string& id : event.tasks_cancelled().tasks()) finished.push_back(id);
       else if (event.has_task_checkpointed())
         note_checkpoint(event.task_checkpointed().task());
+      else if (event.has_trial_stopped())
+        finished.push_back(event.trial_stopped().task());
       else if (event.has_tasks_again())
         for (const std::string& id : event.tasks_again().tasks()) rows.reopen(id);
       log_event(event);
     }
     store.apply(std::move(decision.events), unix_seconds());
     answer = std::move(decision.answer);
+    look_again = decision.again;
     for (Reply& reply : decision.replies) replies.push_back(std::move(reply));
     return decision.halt;
   }
@@ -127,6 +131,13 @@ struct SchedulerService::State {
   void note_checkpoint(const std::string& id) {
     const journal::Task* task = state().find_task(id);
     if (task != nullptr && task->has_checkpoint()) overtaken[id] = task->checkpoint().step();
+  }
+  // At the clock and who has room, until nothing more follows from it.
+  void look(Tick tick) {
+    do {
+      (void)hear("", tick);
+      tick.stalled = Duration::zero();
+    } while (look_again);
   }
 
   // Makes durable what was decided, then lets the world see it.
@@ -210,6 +221,9 @@ struct SchedulerService::State {
   // ---- files -----------------------------------------------------------------------------------
 
   bool are_there(const protocol::TaskResult& result) const {
+    if (result.outcome() == protocol::OUTCOME_AT_RUNG &&
+        !is_there(files_at.directory, result.checkpoint()))
+      return false;
     for (const auto& artifact : result.artifacts()) {
       const auto digest = storage::parse_sha256(artifact.sha256());
       if (!digest || !artifacts.contains(*digest)) return false;
@@ -419,8 +433,7 @@ struct SchedulerService::State {
         log::error("worker.halted error={}", halt->message);
         place_again = now + kWorkerDiskRest;
       }
-      hear("",
-           Tick{.stalled = stall_until(now), .may_place = trouble.empty() && now >= place_again});
+      look({.stalled = stall_until(now), .may_place = trouble.empty() && now >= place_again});
       if (trouble.empty() || now >= try_again) {
         const auto committed = commit();
         if (committed && !trouble.empty()) log::warn("journal.written_again");
@@ -452,7 +465,7 @@ struct SchedulerService::State {
       if (halt) begin_to_stop();
 
       const TimePoint now = clock.now();
-      hear("", Tick{.stalled = stall_until(now), .may_place = !stop_deadline.has_value()});
+      look({.stalled = stall_until(now), .may_place = !stop_deadline.has_value()});
       if (auto committed = commit(); !committed) {
         if (!halt || halt->code != committed.error().code)
           log::error("journal.not_written error={}", committed.error().message);

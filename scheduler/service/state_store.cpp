@@ -4,6 +4,7 @@
 #include <map>
 
 #include "core/check.h"
+#include "scheduler/decisions/recount.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -118,15 +119,18 @@ Result<void> StateStore::commit() {
 Result<std::vector<std::string>> verify_journal(const std::filesystem::path& journal) {
   SAE_TRY(const storage::Journal opened, open_journal(journal, StateStore::Mode::kReadOnly));
   SweepState folded;
-  SAE_TRY_VOID(read_family<journal::Event>(opened, kEvent,
-                                           [&](journal::Event event) { folded.apply(event); }));
+  std::vector<std::string> differences;
+  SAE_TRY_VOID(read_family<journal::Event>(opened, kEvent, [&](journal::Event event) {
+    if (auto wrong = broken_decision(folded, event); !wrong.empty())
+      differences.push_back(fmt::format("event {}: {}", event.sequence(), wrong));
+    folded.apply(event);
+  }));
   Rows stored;
   for (const char* family : {kMeta, kSweep, kTask, kRun})
     SAE_TRY_VOID(opened.scan(family, "", [&](std::string_view key, std::string_view value) {
       stored[fmt::format("{} {}", family, key)] = value;
       return true;
     }));
-  std::vector<std::string> differences;
   const Rows expected = rows_of(folded);
   for (const auto& [key, value] : expected)
     if (const auto found = stored.find(key); found == stored.end())

@@ -1,12 +1,15 @@
 #include "scheduler/service/submission.h"
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <map>
 
 #include "core/json.h"
 #include "metrics/scores/metric_version.h"
+#include "scheduler/early_stopping/rungs.h"
 #include "sweeps/estimates.h"
 
 namespace saesweep::scheduler {
@@ -34,12 +37,17 @@ class Builder {
     sweep.set_cache_bytes(plan_.cache_bytes);
     sweep.set_checkpoint_every_s(plan_.checkpoint_every_s);
     if (plan_.train_lm) sweep.set_lm_task(add_train_lm(*plan_.train_lm));
+    if (plan_.early_stopping) add_early_stopping(*plan_.early_stopping, sweep);
     for (const sweeps::PlannedTrial& trial : plan_.trials) {
       journal::Subject& subject = *sweep.add_subjects();
       subject.set_number(trial.number);
       subject.set_identity(trial.identity.hex());
       subject.set_spec(canonical_json(trial.spec.to_json()));
       subject.set_train_task(add_train(trial.spec, trial.identity));
+      if (plan_.early_stopping) {
+        subject.set_batch(trial.spec.training.batch);
+        subject.set_bracket(next_bracket(sweep.early_stopping()));
+      }
       add_evaluations(subject, trial.identity, trial.spec.stream, "trial");
     }
     for (const sweeps::PlannedBaseline& baseline : plan_.baselines) {
@@ -57,6 +65,53 @@ class Builder {
   }
 
  private:
+  void add_early_stopping(const sweeps::EarlyStoppingSpec& spec, journal::Sweep& sweep) {
+    journal::EarlyStopping& settings = *sweep.mutable_early_stopping();
+    const bool is_median = spec.rule == sweeps::StoppingRule::kMedian;
+    settings.set_rule(
+        std::string(sweeps::to_string(is_median ? sweeps::StoppingRule::kPercentile : spec.rule)));
+    settings.set_promotes(spec.promotes);
+    for (const sweeps::StoppingMetric& metric : spec.metrics) {
+      auto& each = *settings.add_metrics();
+      each.set_name(metric.name);
+      each.set_maximize(metric.maximize);
+      each.set_evaluation(canonical_json(metric.evaluation.to_json()));
+    }
+    std::uint64_t most = 0;
+    for (const sweeps::PlannedTrial& trial : plan_.trials)
+      most = std::max(most, trial.spec.training.steps() * trial.spec.training.batch);
+    settings.set_eta(spec.eta);
+    settings.set_min_reports(spec.min_reports);
+    settings.set_brackets(1);
+    if (spec.halves()) {
+      for (const std::uint64_t tokens : rung_tokens(spec.min_tokens, most, spec.eta))
+        if (tokens < most) settings.add_rungs(tokens);
+      if (spec.rule == sweeps::StoppingRule::kHyperband)
+        settings.set_brackets(last_bracket(spec.min_tokens, most, spec.eta) + 1);
+    } else {
+      for (std::uint64_t tokens = spec.interval; tokens < most; tokens += spec.interval)
+        settings.add_rungs(tokens);
+      settings.set_percentile(is_median ? 50 : spec.percentile);
+      settings.set_warmup_tokens(spec.warmup);
+      settings.set_min_trials(spec.min_trials);
+      settings.set_patience(spec.reports);
+      settings.set_min_delta(spec.min_delta);
+      if (spec.low) settings.set_low(*spec.low);
+      if (spec.high) settings.set_high(*spec.high);
+    }
+    brackets_ = Brackets(settings.brackets());
+  }
+
+  // Each rung of a bracket costs about as much as its first: fewer trials go on to more tokens.
+  std::uint32_t next_bracket(const journal::EarlyStopping& settings) {
+    const std::size_t bracket = brackets_.next();
+    const auto first = static_cast<int>(bracket);
+    if (first < settings.rungs_size())
+      brackets_.charge(bracket, settings.rungs(first) *
+                                    static_cast<std::uint64_t>(settings.rungs_size() - first + 1));
+    return static_cast<std::uint32_t>(bracket);
+  }
+
   // False if the sweep has the task already.
   bool add(journal::TaskSpec task) {
     if (!known_.insert(task.id()).second) return false;
@@ -134,6 +189,7 @@ class Builder {
   std::vector<EvaluationSpec> evaluations_;
   Submission submission_;
   std::set<std::string> known_;
+  Brackets brackets_{1};
 };
 
 // What a client may send.
@@ -150,6 +206,7 @@ class Checker {
     for (const journal::TaskSpec& task : submission_.tasks) SAE_TRY_VOID(check(task));
     if (!sweep.lm_task().empty() && !has(sweep.lm_task(), protocol::TASK_KIND_TRAIN_LM))
       return wrong("its model's task is not among its tasks");
+    if (sweep.has_early_stopping()) SAE_TRY_VOID(check(sweep.early_stopping()));
     for (const journal::Subject& subject : sweep.subjects()) SAE_TRY_VOID(check(subject));
     if (submission_.tasks.empty()) return wrong("it has no tasks");
     return {};
@@ -178,6 +235,31 @@ class Checker {
   }
   static tl::unexpected<Error> wrong(const std::string& what) {
     return fail(ErrorCode::kInvalidArgument, "the submission is not right: {}", what);
+  }
+
+  static Result<void> check(const journal::EarlyStopping& settings) {
+    constexpr std::array kRules{"asha", "hyperband", "percentile", "patience", "threshold"};
+    const bool halves = settings.rule() == "asha" || settings.rule() == "hyperband";
+    const auto& rungs = settings.rungs();
+    const std::vector<std::uint64_t> tokens(rungs.begin(), rungs.end());
+    if (std::ranges::find(kRules, settings.rule()) == kRules.end() ||
+        (settings.promotes() && !halves))
+      return wrong("the rule of its early stopping");
+    if (tokens.empty() || tokens.size() > sweeps::kMostRungs || tokens[0] == 0 ||
+        !std::ranges::is_sorted(tokens, std::less_equal()))
+      return wrong("the rungs of its early stopping");
+    if (settings.eta() < 2 || settings.brackets() < 1 || settings.brackets() > tokens.size())
+      return wrong("the brackets of its early stopping");
+    if (settings.metrics_size() < 1 || settings.metrics_size() > (halves ? 2 : 1))
+      return wrong("the metrics of its early stopping");
+    for (const auto& metric : settings.metrics())
+      if (!is_spec(metric.evaluation())) return wrong("an evaluation of its early stopping");
+    const bool is_curve_right =
+        halves ||
+        (settings.percentile() >= 0 && settings.percentile() <= 100 && settings.min_trials() >= 1 &&
+         settings.patience() >= 1 && settings.min_delta() >= 0);
+    if (!is_curve_right) return wrong("the numbers of its early stopping");
+    return {};
   }
 
   Result<void> check(const journal::TaskSpec& task) {
@@ -211,6 +293,10 @@ class Checker {
       return wrong(fmt::format("the training of {} is not among its tasks", id));
     if (!subject.baseline() && subject.train_task().empty())
       return wrong(fmt::format("trial {} trains nothing", id));
+    const journal::Sweep& sweep = submission_.sweep;
+    if (sweep.has_early_stopping() && !subject.baseline() &&
+        (subject.batch() == 0 || subject.bracket() >= sweep.early_stopping().brackets()))
+      return wrong(fmt::format("the rungs of {}", id));
     for (const std::string& task : subject.evaluate_tasks())
       if (!has(task, protocol::TASK_KIND_EVALUATE))
         return wrong(fmt::format("an evaluation of {} is not among its tasks", id));

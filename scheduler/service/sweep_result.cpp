@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "scheduler/decisions/decide.h"
+#include "scheduler/decisions/standings.h"
 #include "scheduler/service/state_directory.h"
 #include "scheduler/service/state_store.h"
 
@@ -30,14 +31,27 @@ Result<Json> summary_of(const journal::Task& task) {
   return json;
 }
 
-Result<SubjectResult> to_subject(const SweepState& state, const journal::Subject& subject,
-                                 const fs::path& store) {
+// What was stopped early has the scores of the last rung that it reached.
+Result<void> add_last_report(const journal::Task& train, const journal::Sweep& sweep,
+                             SubjectResult& result) {
+  const journal::Standing* standing = standing_of(train, sweep.name());
+  if (standing == nullptr || standing->reports().empty()) return {};
+  result.tokens = standing->reports(standing->reports_size() - 1).tokens();
+  SAE_TRY(const Json scores, parse_json(standing->scores()));
+  if (!scores.is_array())
+    return fail(ErrorCode::kCorrupted, "the report of {} is no list", train.spec().id());
+  for (const Json& each : scores) result.evaluations.push_back(each);
+  return {};
+}
+
+Result<SubjectResult> to_subject(const SweepState& state, const journal::Sweep& sweep,
+                                 const journal::Subject& subject, const fs::path& store) {
   SubjectResult result;
   result.baseline = subject.baseline();
   result.number = subject.number();
   result.identity = subject.identity();
   SAE_TRY(result.spec, parse_json(subject.spec()));
-  SubjectOutcome outcome = outcome_of(state, subject);
+  SubjectOutcome outcome = outcome_of(state, sweep, subject);
   result.state = std::move(outcome.state);
   result.reason = std::move(outcome.reason);
   const journal::Task* train = state.find_task(subject.train_task());
@@ -49,6 +63,10 @@ Result<SubjectResult> to_subject(const SweepState& state, const journal::Subject
     add_files(train->result(), store, result.files);
   } else if (train != nullptr && train->has_checkpoint()) {
     result.tokens = train->checkpoint().tokens();
+  }
+  if (result.state == "stopped" && train != nullptr) {
+    SAE_TRY_VOID(add_last_report(*train, sweep, result));
+    return result;
   }
   for (const std::string& id : subject.evaluate_tasks()) {
     const journal::Task* task = state.find_task(id);
@@ -101,7 +119,7 @@ Result<SweepResult> to_result(const SweepState& state, const std::string& name,
   if (result.finished) result.ended = sweep.ended();
   result.effective_yaml = sweep.effective_yaml();
   for (const journal::Subject& subject : sweep.subjects()) {
-    SAE_TRY(SubjectResult each, to_subject(state, subject, store));
+    SAE_TRY(SubjectResult each, to_subject(state, sweep, subject, store));
     result.subjects.push_back(std::move(each));
   }
   if (const journal::Task* lm = state.find_task(sweep.lm_task()); lm != nullptr) {

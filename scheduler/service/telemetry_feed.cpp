@@ -120,6 +120,7 @@ void TelemetryFeed::forget(const std::string& worker) {
 }
 
 void TelemetryFeed::count(protocol::TaskKind kind, protocol::Outcome outcome) {
+  if (outcome == protocol::OUTCOME_AT_RUNG) return;  // the task is not over
   if (telemetry_ == nullptr) return;
   using metrics::AttemptOutcome;
   const auto ended = outcome == protocol::OUTCOME_DONE       ? AttemptOutcome::kDone

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "scheduler/decisions/decide.h"
+#include "scheduler/decisions/standings.h"
 #include "scheduler/service/sweep_result.h"
 
 namespace saesweep::scheduler {
@@ -39,13 +40,15 @@ struct Doing {
   const Task* task = nullptr;  // that it waits for; null when it is over
 };
 
-Doing doing(const SweepState& state, const Subject& subject) {
-  const SubjectOutcome outcome = outcome_of(state, subject);
+Doing doing(const SweepState& state, const Sweep& sweep, const Subject& subject) {
+  const SubjectOutcome outcome = outcome_of(state, sweep, subject);
   if (outcome.state != "unfinished") return {outcome.state, outcome.reason};
   const Task* train = state.find_task(subject.train_task());
   if (subject.paused()) return {"paused", "", train};
   if (train != nullptr && !is_finished(*train)) {
     if (is_leased(*train)) return {"training", "", train};
+    if (const std::string text = wait_text(state, *train, sweep); !text.empty())
+      return {"paused", text, train};
     return {"waiting", train->has_backoff() ? "it failed a moment ago and is tried again" : "",
             train};
   }
@@ -134,7 +137,7 @@ Json sweep_summary(const SweepState& state, const Sweep& sweep) {
       {"failed", 0}, {"diverged", 0}, {"paused", 0},   {"stopped", 0}, {"cancelled", 0}};
   std::uint64_t baselines = 0, baselines_done = 0, tokens = 0, all_tokens = 0;
   for (const Subject& subject : sweep.subjects()) {
-    const std::string word = doing(state, subject).state;
+    const std::string word = doing(state, sweep, subject).state;
     if (subject.baseline()) {
       ++baselines;
       baselines_done += word == "done" ? 1 : 0;
@@ -182,7 +185,7 @@ Json sweep_view(const SweepState& state, const Sweep& sweep) {
   Json& trials = view["sweeps"][0]["rows"] = Json::array();
   for (const Subject& subject : sweep.subjects()) {
     if (subject.baseline()) continue;
-    const Doing now = doing(state, subject);
+    const Doing now = doing(state, sweep, subject);
     const Task* train = state.find_task(subject.train_task());
     const Task* last = now.task != nullptr ? now.task : train;
     trials.push_back(

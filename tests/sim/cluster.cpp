@@ -126,6 +126,7 @@ class Cluster {
       train.set_group(fmt::format("g{}", (i + 4 * number) % 3));
       train.set_memory_bytes(200 + 100 * ((i + 4 * number) % 7));
       train.set_directory("trials/" + id);
+      train.set_tokens(1000);
       made.tasks.push_back(train);
       const std::string evaluation = fmt::format("eval:{}", id);
       subject.add_evaluate_tasks(evaluation);
@@ -138,7 +139,37 @@ class Cluster {
       evaluate.set_needs("train:" + id);
       made.tasks.push_back(evaluate);
     }
+    if (rng.below(2) == 0) compete(made, rng);
     return made;
+  }
+  // Early stopping of some kind. Rungs may come after the end of a trial, which nobody knows.
+  static void compete(Submission& made, Rng& rng) {
+    auto& settings = *made.sweep.mutable_early_stopping();
+    const std::uint32_t lot = rng.below(8);
+    settings.set_rule(lot < 5    ? "asha"
+                      : lot == 5 ? "hyperband"
+                      : lot == 6 ? "percentile"
+                                 : "patience");
+    settings.set_promotes(lot < 4 || lot == 5);
+    settings.set_eta(2 + rng.below(2));
+    settings.set_min_reports(settings.eta());
+    std::uint64_t tokens = 4 + rng.below(10);
+    for (int rung = 0; rung < 3; ++rung, tokens *= settings.eta()) settings.add_rungs(tokens);
+    settings.set_brackets(lot == 5 ? 3 : 1);
+    settings.set_percentile(50);
+    settings.set_min_trials(2);
+    settings.set_patience(1);
+    const int metrics = lot < 6 && rng.below(3) == 0 ? 2 : 1;
+    for (int i = 0; i < metrics; ++i) {
+      auto& metric = *settings.add_metrics();
+      metric.set_name(fmt::format("core.m{}", i));
+      metric.set_maximize(i == 0);
+      metric.set_evaluation(R"({"kind":"core"})");
+    }
+    for (auto& subject : *made.sweep.mutable_subjects()) {
+      subject.set_batch(1 + rng.below(3));
+      subject.set_bracket(rng.below(settings.brackets()));
+    }
   }
   // Until somebody says that it was durable.
   void submit(std::uint32_t number) {
@@ -323,6 +354,8 @@ class Cluster {
         monitor_.violated(id + " has the result of another");
     }
     if (task.has_diverged() && nature != Nature::kDiverges) monitor_.violated(id + " diverged");
+    if (task.has_stopped() && task.stopped().reason().empty())
+      monitor_.violated(id + " was stopped for no reason");
     if (task.has_failed() && task.failed().reason().empty())
       monitor_.violated(id + " failed for no reason");
     if (task.attempts_size() > 32) monitor_.violated(id + " has a long history");

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "core/digest.h"
+#include "scheduler/decisions/recount.h"
 #include "scheduler/protocol/reliable.h"
 
 namespace saesweep::sim {
@@ -49,6 +50,11 @@ void Monitor::restarted(const SweepState& state) {
     if (task.fence() < fences_[id])
       violated(fmt::format("{} has fence {} after {}", id, task.fence(), fences_[id]));
   }
+}
+
+// Whoever goes on or stops does so by the reports that there are, whatever crashed in between.
+void Monitor::decided(const SweepState& before, const journal::Event& event) {
+  if (auto broken = scheduler::broken_decision(before, event); !broken.empty()) violated(broken);
 }
 
 void Monitor::applied(const SweepState& state, const journal::Event& event,
@@ -110,7 +116,8 @@ void Monitor::acknowledged(const Disk& disk, const protocol::ResultAck& ack) {
   if (ack.verdict() != "committed" && ack.verdict() != "duplicate") return;
   const auto task = disk.task(ack.task());
   if (!task) return violated(ack.task() + " was acknowledged and is not on disk");
-  if (ack.verdict() == "duplicate" && !task->has_result())
+  const bool is_report = task->reported_fence() == ack.fence();
+  if (ack.verdict() == "duplicate" && !task->has_result() && !is_report)
     violated(ack.task() + ": a duplicate of a result that is not on disk");
 }
 

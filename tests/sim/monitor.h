@@ -19,6 +19,8 @@ class Monitor {
   }
 
   void restarted(const scheduler::SweepState& state);
+  // About to be applied.
+  void decided(const scheduler::SweepState& before, const journal::Event& event);
   void applied(const scheduler::SweepState& state, const journal::Event& event,
                const scheduler::Changes& changes);
   void committed(const std::vector<journal::Event>& events);

@@ -83,11 +83,13 @@ std::optional<Answer> SchedulerNode::hear(const std::string& peer, Heard heard) 
     if (event.has_task_finished()) finished_.push_back(event.task_finished().result().task());
     if (event.has_tasks_cancelled())
       for (const auto& task : event.tasks_cancelled().tasks()) finished_.push_back(task);
+    if (event.has_trial_stopped()) finished_.push_back(event.trial_stopped().task());
     if (!is_passing(event)) {
       event.set_sequence(state_.meta().last_event() + 1);
       event.set_time(std::chrono::duration<double>(timeline_.now().time_since_epoch()).count());
     }
     Changes changes;
+    monitor_.decided(state_, event);
     state_.apply(event, &changes);
     monitor_.applied(state_, event, changes);
     if (is_passing(event)) continue;
@@ -155,6 +157,8 @@ void SchedulerNode::hear_message(const std::string& session, const protocol::Out
       return;
     case MessageType::kResult: {
       ResultHeard heard{.result = parse<protocol::TaskResult>(frame)};
+      if (heard.result.outcome() == protocol::OUTCOME_AT_RUNG)
+        heard.artifacts_are_there = files.contains(heard.result.checkpoint().path());
       hear(session, std::move(heard));
       return;
     }

@@ -99,6 +99,7 @@ class WorkerNode {
   bool work_on(Slot& slot, MemberOfRun& member, double seconds);
   void answer_controls(Slot& slot);
   void checkpoint(const Slot& slot, MemberOfRun& member);
+  void stop_at_rung(Slot& slot, MemberOfRun& member);
   void finish(Slot& slot, const std::string& task, protocol::Outcome outcome,
               const std::string& reason, bool out_of_memory = false);
   void die(Slot& slot, bool alone, const std::string& reason);

@@ -313,8 +313,6 @@ TEST_F(SweepPlanTest, ThingsThatContradictEachOtherAreRefused) {
                 "trials[0].k: does not apply to standard"},
            Case{sweep("[{arch: end_to_end, d_sae: 8, l1: 0.1}]"),
                 "'end_to_end' is not available in this version"},
-           Case{sweep("[{arch: topk, d_sae: 8, k: 2}]", "early_stopping: {rule: asha}"),
-                "'early_stopping' is not available"},
            Case{sweep("[{arch: topk, d_sae: 8, k: []}]"), "trials[0].k: is an empty list"},
            Case{sweep("[{arch: topk, d_sae: 8, k: {int_uniform: [4, 2], samples: 3}}]"),
                 "[4, 2] is reversed"},

@@ -36,6 +36,8 @@ TaskResult without_artifacts(const TaskResult& result, const std::string& why) {
   return lost;
 }
 
+bool is_checkpoint(const std::string& object) { return object.starts_with("trials/"); }
+
 std::vector<std::string> artifacts_of(const TaskResult& result) {
   std::vector<std::string> objects;
   for (const auto& artifact : result.artifacts())
@@ -51,9 +53,9 @@ void Shipping::travel(OwnStore store, const protocol::ClientSecurity& security,
   courier_.emplace("data push", security, patience,
                    [&from = *store_](protocol::DataClient& client, const std::string& object,
                                      const std::stop_token& stop) {
-                     const bool is_checkpoint = object.starts_with("trials/");
-                     return push_object(client, is_checkpoint ? from.outgoing() : from.objects(),
-                                        object, stop);
+                     const storage::ObjectStore& store =
+                         is_checkpoint(object) ? from.outgoing() : from.objects();
+                     return push_object(client, store, object, stop);
                    });
 }
 
@@ -75,8 +77,13 @@ void Shipping::pass(const Body& body) {
 }
 
 void Shipping::let_go(const Word& word) const {
-  if (std::holds_alternative<Checkpointed>(word.body))
-    for (const std::string& object : word.objects) store_->let_go(object);
+  for (const std::string& object : word.objects) {
+    if (!is_checkpoint(object)) continue;
+    std::size_t holders = 0;  // a checkpoint at a rung travels for its own word and for the result
+    for (const auto& [run, queue] : queues_)
+      for (const Word& other : queue) holders += std::ranges::count(other.objects, object);
+    if (holders <= 1) store_->let_go(object);
+  }
 }
 
 // ---- what is said -------------------------------------------------------------------------------
@@ -116,6 +123,12 @@ void Shipping::say(TaskResult word, bool is_old) {
     });
   }
   std::vector<std::string> objects = artifacts_of(word);
+  if (word.outcome() == protocol::OUTCOME_AT_RUNG) {
+    const std::string& checkpoint = word.checkpoint().path();
+    if (const auto held = store_->hold(checkpoint); !held)
+      return enqueue({.body = without_artifacts(word, held.error().message), .objects = {}});
+    objects.push_back(checkpoint);
+  }
   word.set_travelled(!objects.empty());
   enqueue({.body = std::move(word), .objects = std::move(objects), .is_old = is_old});
 }

@@ -70,6 +70,8 @@ void RunReport::finish(const protocol::Member& member, protocol::TaskResult resu
   result.set_fence(member.fence());
   if (result.outcome() == protocol::OUTCOME_DONE)
     log::info("task.done task={}", member.task());
+  else if (result.outcome() == protocol::OUTCOME_AT_RUNG)
+    log::info("task.at_rung task={} tokens={}", member.task(), result.checkpoint().tokens());
   else
     log::warn("task.ended task={} outcome={} reason={}", member.task(),
               protocol::Outcome_Name(result.outcome()), result.reason());

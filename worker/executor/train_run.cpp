@@ -13,6 +13,7 @@
 
 #include "core/json.h"
 #include "core/log.h"
+#include "worker/evaluation/evaluate.h"
 #include "worker/executor/checkpoint_folder.h"
 #include "worker/executor/held_out_rows.h"
 #include "worker/executor/open_stream.h"
@@ -29,13 +30,24 @@ constexpr double kDefaultCheckpointEvery = 60;  // seconds
 constexpr std::chrono::seconds kLongLoading{1};
 // Enough for a threshold: the quantile of this many rows moves by less than one in a thousand.
 constexpr std::uint64_t kCalibrationRows = std::uint64_t{1} << 16;
+// What an evaluation at a rung holds beside the dictionary, about: see EvaluationCache.
+constexpr std::uint64_t kEvaluationBytes = std::uint64_t{512} << 20;
 
 struct Student {
   const protocol::Member* wire;
   sweeps::TrialSpec spec;
   CheckpointFolder checkpoints;
-  std::optional<StepReport> last;
+  std::vector<sweeps::EvaluationSpec> at_rung;  // computed where it is told to stop
+  std::optional<StepReport> last = std::nullopt;
   std::uint64_t step = 0;
+  std::optional<protocol::CheckpointRef> stands_at = std::nullopt;  // the newest durable one
+
+  std::uint64_t until() const { return wire->until_tokens(); }  // 0: its end
+  // Where this lease takes it, if nothing comes between.
+  std::uint64_t goal_tokens() const {
+    const std::uint64_t end = spec.training.steps() * spec.training.batch;
+    return until() == 0 ? end : std::min(end, until());
+  }
 };
 
 // Trials of one stream. Its functions answer for the members they end.
@@ -63,6 +75,7 @@ class TrainRun {
     while (!cohort.empty()) {
       answer_requests();
       finish_those_at_the_end();
+      stop_those_at_a_rung();
       if (cohort.empty()) break;
       auto outcomes = cohort.advance();
       if (!outcomes) {
@@ -100,9 +113,13 @@ class TrainRun {
     std::uint64_t needed = (plan.group_rows() + plan.max_chunk_rows()) *
                            static_cast<std::uint64_t>(stream_->d_in()) *
                            size_of(stream_spec().dtype);
-    for (const auto& [task, student] : students_)
-      if (report_.is_open(*student.wire))
-        needed += training_memory_bytes(student.spec.training, stream_->d_in());
+    std::uint64_t evaluation = 0;
+    for (const auto& [task, student] : students_) {
+      if (!report_.is_open(*student.wire)) continue;
+      needed += training_memory_bytes(student.spec.training, stream_->d_in());
+      if (student.until() > 0) evaluation = kEvaluationBytes;
+    }
+    needed += evaluation;
     tools_.warm.make_room(report_.run().memory_bytes(), needed);
   }
 
@@ -127,10 +144,14 @@ class TrainRun {
     const auto create = [&] {
       return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool);
     };
-    for (const auto& directory : student.checkpoints.to_restore()) {
+    const auto candidates = student.checkpoints.to_restore();
+    for (const auto& directory : candidates) {
       SAE_TRY(auto trainer, create());
-      const auto restored = guarded([&] { return trainer->restore(directory); });
+      auto restored = guarded([&] { return trainer->restore(directory); });
+      if (restored && student.until() > 0 && trainer->position() > student.until())
+        restored = fail(ErrorCode::kInvalidArgument, "it is past {} tokens", student.until());
       if (restored) {
+        if (directory == candidates.front()) student.stands_at = student.wire->resume();
         log::info("train.resumed task={} step={}", student.wire->task(), trainer->step());
         student.checkpoints.went_on_from(trainer->step());
         return trainer;
@@ -176,6 +197,70 @@ class TrainRun {
     }
   }
 
+  // Those that are trained as far as they were told: what they are worth by now, and no further.
+  void stop_those_at_a_rung() {
+    for (const std::string& task : cohort_->names()) {
+      Student& student = students_.at(task);
+      if (student.until() == 0 || cohort_->find(task)->position() < student.until()) continue;
+      // Durable first; what is done to the trainer from here on is in no checkpoint.
+      if (const auto written = write_checkpoint_of_rung(student); !written) {
+        cohort_->remove(task);
+        report_.give_up(*student.wire, written.error(), RunReport::During::kDisk);
+        continue;
+      }
+      auto trainer = cohort_->remove(task);
+      auto result = guarded([&] { return report_of(student, *trainer); });
+      if (result) {
+        report_.finish(*student.wire, std::move(*result));
+      } else if (result.error().code == ErrorCode::kUnavailable && report_.is_asked()) {
+        cohort_->add(task, std::move(trainer));  // first what is asked, then this again
+        return;
+      } else {
+        report_.give_up(*student.wire, result.error());
+      }
+    }
+  }
+
+  Result<void> write_checkpoint_of_rung(Student& student) {
+    const SaeTrainer& trainer = *cohort_->find(student.wire->task());
+    if (student.stands_at && student.stands_at->step() == trainer.step()) return {};
+    student.checkpoints.went_on_from(0);  // where it went on from was not what it was told
+    return write_checkpoint(student, "rung");
+  }
+
+  Result<protocol::TaskResult> report_of(const Student& student, SaeTrainer& trainer) {
+    if (trainer.needs_threshold()) {
+      SAE_TRY(const at::Tensor rows, held_out_rows());
+      trainer.calibrate_threshold(rows);
+    }
+    const Sae sae = trainer.sae();
+    const Json summary = trainer.summary();
+    EvaluationInputs inputs;
+    inputs.stream = stream_spec();
+    inputs.model = sources_.model;
+    inputs.tokens = sources_.tokens;
+    inputs.activations = sources_.activations;
+    inputs.pool = &tools_.pool;
+    inputs.cache = &evaluation_cache_;
+    inputs.stop = [this] { return report_.is_asked(); };
+    inputs.progress = [this](std::uint64_t done, std::uint64_t total) {
+      report_.progress("evaluate", done, total);
+    };
+    Json evaluations = Json::array();
+    for (const sweeps::EvaluationSpec& evaluation : student.at_rung) {
+      SAE_TRY(const Json scores, evaluate_sae(evaluation, sae, summary, inputs));
+      Json one{{"evaluation", evaluation.to_json()}, {"scores", scores["scores"]}};
+      if (scores.contains("heldout")) one["heldout"] = scores["heldout"];
+      evaluations.push_back(std::move(one));
+    }
+    protocol::TaskResult result;
+    result.set_outcome(protocol::OUTCOME_AT_RUNG);
+    *result.mutable_checkpoint() = *student.stands_at;
+    result.set_summary(
+        canonical_json({{"tokens", trainer.position()}, {"evaluations", std::move(evaluations)}}));
+    return result;
+  }
+
   void deliver(const Student& student, const SaeTrainer& trainer) {
     std::string tensors;
     const auto written = guarded([&]() -> Result<void> {
@@ -218,6 +303,7 @@ class TrainRun {
         trainer->step(), trainer->position(),
         [&](const std::filesystem::path& directory) { return trainer->save(directory); });
     if (!written) return fail(written.error());
+    student.stands_at = *written;
     report_.checkpointed(*student.wire, *written, reason);
     return {};
   }
@@ -266,7 +352,7 @@ class TrainRun {
     for (const auto& [task, student] : students_) {
       const auto& training = student.spec.training;
       done += student.step * training.batch;
-      total += training.steps() * training.batch;
+      total += student.goal_tokens();
       if (!report_.is_open(*student.wire)) continue;
       protocol::MemberProgress member;
       member.set_task(task);
@@ -301,6 +387,7 @@ class TrainRun {
   std::unique_ptr<CachedStream> stream_;
   Cohort* cohort_ = nullptr;  // while run() has one
   at::Tensor calibration_rows_;
+  EvaluationCache evaluation_cache_;  // what members at a rung share of the stream
   TimePoint last_checkpoint_{};
   bool training_ = false;          // a step has been done
   std::uint64_t last_loaded_ = 0;  // rows of the group that is loading; 0: none was begun
@@ -310,6 +397,20 @@ class TrainRun {
 Result<sweeps::TrialSpec> read_spec(const protocol::Member& member) {
   SAE_TRY(const Json json, parse_json(member.spec()));
   return sweeps::TrialSpec::from_json(json);
+}
+
+Result<std::vector<sweeps::EvaluationSpec>> read_rung(const protocol::Member& member) {
+  std::vector<sweeps::EvaluationSpec> specs;
+  if (member.until_tokens() == 0) return specs;
+  SAE_TRY(const Json json, parse_json(member.rung_evaluations()));
+  if (!json.is_array() || json.empty())
+    return fail(ErrorCode::kInvalidArgument, "nothing to compute at {} tokens",
+                member.until_tokens());
+  for (const Json& each : json) {
+    SAE_TRY(auto spec, sweeps::EvaluationSpec::from_json(each));
+    specs.push_back(std::move(spec));
+  }
+  return specs;
 }
 
 }  // namespace
@@ -323,7 +424,13 @@ void train(RunReport& report, const RunTools& tools) {
       report.give_up(*member, spec.error());
       continue;
     }
-    Student student{member, std::move(*spec), CheckpointFolder(tools.state, *member), {}, 0};
+    auto at_rung = read_rung(*member);
+    if (!at_rung) {
+      report.give_up(*member, at_rung.error());
+      continue;
+    }
+    Student student{member, std::move(*spec), CheckpointFolder(tools.state, *member),
+                    std::move(*at_rung)};
     const auto same = std::ranges::find_if(by_stream, [&](const std::vector<Student>& group) {
       return group.front().spec.stream == student.spec.stream;
     });

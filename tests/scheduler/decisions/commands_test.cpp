@@ -78,7 +78,10 @@ TEST_F(Commands, APausedSweepMakesCheckpointsAndGoesOnFromThem) {
   world.beat("w", 1);
   EXPECT_THAT(world.tick(), IsEmpty());
   EXPECT_EQ(state_of(world.state, world.task("train:a")), "paused");
-  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s").subjects(0)).reason, "paused");
+  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s"),
+                       world.state.sweeps().at("s").subjects(0))
+                .reason,
+            "paused");
   EXPECT_EQ(last_ending("train:a"), journal::ENDING_PAUSED);
   EXPECT_THAT(world.codes("train:a"), ElementsAre("sweep_paused"));
   world.command("resume");

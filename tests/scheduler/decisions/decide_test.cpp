@@ -33,7 +33,10 @@ TEST_F(Deciding, TrainsThenEvaluatesThenTheSweepHasEnded) {
   world.finish("w", evaluate);
   EXPECT_THAT(world.tick(), IsEmpty());
   EXPECT_NE(world.state.sweeps().at("s").ended(), 0);
-  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s").subjects(0)).state, "done");
+  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s"),
+                       world.state.sweeps().at("s").subjects(0))
+                .state,
+            "done");
 }
 
 TEST_F(Deciding, ABaselineIsScoredWithoutTraining) {
@@ -66,7 +69,8 @@ TEST_F(Deciding, WhatDivergedIsNeitherTriedAgainNorScored) {
   world.beat("w", 1);
   EXPECT_THAT(members_of(world.run()), ElementsAre("eval:b"));
   EXPECT_TRUE(world.task("eval:a").has_skipped());
-  const auto outcome = outcome_of(world.state, world.state.sweeps().at("s").subjects(0));
+  const auto outcome = outcome_of(world.state, world.state.sweeps().at("s"),
+                                  world.state.sweeps().at("s").subjects(0));
   EXPECT_EQ(outcome.state, "diverged");
   EXPECT_THAT(outcome.reason, HasSubstr("step 7"));
 }
@@ -81,7 +85,8 @@ TEST_F(Deciding, WhatCannotSucceedFailsWithItsReasonAndTheOthersFinish) {
   world.finish("w", world.run());
   world.tick();
   EXPECT_NE(world.state.sweeps().at("s").ended(), 0);
-  const auto outcome = outcome_of(world.state, world.state.sweeps().at("s").subjects(0));
+  const auto outcome = outcome_of(world.state, world.state.sweeps().at("s"),
+                                  world.state.sweeps().at("s").subjects(0));
   EXPECT_EQ(outcome.state, "failed");
   EXPECT_EQ(outcome.reason, "no such hook");
 }
@@ -92,7 +97,9 @@ TEST_F(Deciding, AFailedEvaluationFailsTheRow) {
   world.finish("w", world.run());
   const auto evaluate = world.run();
   world.say("w", World::result(evaluate, evaluate.members(0), protocol::OUTCOME_FAILED, "why"));
-  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s").subjects(0)).reason,
+  EXPECT_EQ(outcome_of(world.state, world.state.sweeps().at("s"),
+                       world.state.sweeps().at("s").subjects(0))
+                .reason,
             "evaluation: why");
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "scheduler/decisions/decide.h"
+#include "scheduler/decisions/recount.h"
 
 namespace saesweep::scheduler {
 
@@ -89,6 +90,7 @@ class World {
         event.set_time(1000.0 + static_cast<double>(log.size()));
         log.push_back(event);
       }
+      EXPECT_EQ(broken_decision(state, event), "");
       state.apply(event);
     }
     EXPECT_EQ(state.broken_invariant(), "");
@@ -231,7 +233,8 @@ class World {
     hear("", ProcessBegins{.adopt = true});
   }
   std::string outcome(int row, const std::string& sweep = "s") const {
-    return outcome_of(state, state.sweeps().at(sweep).subjects(row)).state;
+    return outcome_of(state, state.sweeps().at(sweep), state.sweeps().at(sweep).subjects(row))
+        .state;
   }
   std::vector<std::string> codes(const std::string& task) const {
     std::vector<std::string> all;

@@ -1,4 +1,4 @@
-#include "scheduler/service/log_event.h"
+#include "scheduler/service/event_log.h"
 
 #include "core/log.h"
 
@@ -20,6 +20,12 @@ void log_event(const journal::Event& event) {
   else if (event.has_task_given_up())
     log::error("task.given_up task={} reason={}", event.task_given_up().task(),
                event.task_given_up().reason());
+  else if (event.has_trial_promoted())
+    log::info("trial.promoted task={} sweep={} reason={}", event.trial_promoted().task(),
+              event.trial_promoted().sweep(), event.trial_promoted().reason());
+  else if (event.has_trial_stopped())
+    log::info("trial.stopped task={} sweep={} reason={}", event.trial_stopped().task(),
+              event.trial_stopped().sweep(), event.trial_stopped().reason());
   else if (event.has_worker_lost())
     log::warn("worker.lost");
 }

@@ -1,4 +1,4 @@
-// What the log says of events, before they are durable.
+// What the scheduler's log says of an event: the life of runs and trials, not every step.
 #pragma once
 
 #include "scheduler/decisions/journal.pb.h"
