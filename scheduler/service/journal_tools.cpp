@@ -120,6 +120,21 @@ struct JournalImport::State {
     return {};
   }
 
+  // Whatever an object names is there.
+  Result<void> check_references() const {
+    for (const auto& [id, run] : objects.runs())
+      for (const std::string& task : run.tasks())
+        if (const auto found = tasks.find(task); found == tasks.end() || found->second.run() != id)
+          return wrong(fmt::format("run {} names {}, which is not its own", id, task));
+    for (const auto& [id, task] : tasks) {
+      if (!task.spec().needs().empty() && !tasks.contains(task.spec().needs()))
+        return wrong(fmt::format("{} needs {}, which is not there", id, task.spec().needs()));
+      if (task.run() != 0 && objects.find_run(task.run()) == nullptr)
+        return wrong(fmt::format("{} is of run {}, which is not there", id, task.run()));
+    }
+    return {};
+  }
+
   // Names, folders and references are those that a submission may have.
   Result<void> check_sweeps() const {
     std::map<std::uint64_t, const journal::TaskSpec*> in_order;
@@ -179,10 +194,15 @@ Result<void> JournalImport::check() {
   if (events.size() != last ||
       (last > 0 && !(is_at(events.begin(), 1) && is_at(events.rbegin(), last))))
     return wrong(fmt::format("{} events; 1 to {} would be right", events.size(), last));
-  state_->objects.settle_indexes();
-  if (const std::string broken = state_->objects.broken_invariant(); !broken.empty())
-    return wrong(broken);
+  SAE_TRY_VOID(state_->check_references());
   SAE_TRY_VOID(state_->check_sweeps());
+  state_->objects.settle_indexes();
+  // As a scheduler finds it that begins on it: nobody works for it yet.
+  SweepState begun = state_->objects;
+  journal::Event started;
+  started.mutable_process_started()->set_epoch(begun.meta().epoch() + 1);
+  begun.apply(started);
+  if (const std::string broken = begun.broken_invariant(); !broken.empty()) return wrong(broken);
   state_->checked = true;
   return {};
 }
