@@ -251,7 +251,11 @@ void Applier::granted(const journal::RunGranted& event) {
 
 void Applier::run_started(const journal::RunStarted& event) {
   const journal::Run& run = run_at(event.run());
-  for (const std::string& id : run.tasks()) task_at(id).mutable_running();
+  for (const std::string& id : run.tasks()) {
+    Task& task = task_at(id);
+    task.mutable_running();
+    state_.file_begun(task, state_.filed_[id]);
+  }
   const auto worker = state_.workers_.find(run.worker());
   if (worker != state_.workers_.end() && worker->second.said_free > 0) --worker->second.said_free;
 }

@@ -5,6 +5,7 @@
 
 #include "core/check.h"
 #include "scheduler/decisions/standings.h"
+#include "scheduler/protocol/running_set.h"
 
 namespace saesweep::scheduler {
 
@@ -158,6 +159,11 @@ const journal::Sweep* SweepState::payer_of(const std::string& task) const {
   return payer;
 }
 
+SweepState::Begun SweepState::begun_of(std::uint64_t run) const {
+  const auto found = begun_.find(run);
+  return found == begun_.end() ? Begun{} : found->second;
+}
+
 const SweepState::Desk& SweepState::desk(const std::string& sweep) const {
   return desks_.at(desk_numbers_.at(sweep));
 }
@@ -187,10 +193,26 @@ void SweepState::unfile(const Task& task, Filed& filed) {
   }
 }
 
+void SweepState::file_begun(const Task& task, Filed& filed) {
+  if (filed.begun_in != 0) {
+    const auto begun = begun_.find(filed.begun_in);
+    begun->second.hash ^= filed.begun_hash;
+    if (--begun->second.tasks == 0) begun_.erase(begun);
+    filed.begun_in = filed.begun_hash = 0;
+  }
+  if (!task.has_running()) return;
+  filed.begun_in = task.run();
+  filed.begun_hash = protocol::lease_hash(task.spec().id(), task.fence());
+  Begun& begun = begun_[task.run()];
+  ++begun.tasks;
+  begun.hash ^= filed.begun_hash;
+}
+
 void SweepState::file(const Task& task) {
   const std::string& id = task.spec().id();
   Filed& filed = filed_[id];
   unfile(task, filed);
+  file_begun(task, filed);
   const bool open = !is_finished(task);
   for (const Want& want : filed.wants) {
     if (open && is_wanted(want)) {
@@ -278,6 +300,7 @@ void SweepState::settle_indexes() {
   overdue_.clear();
   backoffs_.clear();
   waiting_runs_.clear();
+  begun_.clear();
   for (Desk& desk : desks_) {
     desk.ready.clear();
     desk.open = 0;
@@ -378,6 +401,7 @@ std::string SweepState::broken_index() const {
   if (anew.overdue_ != overdue_) return "the sweeps that are over are not what the desks say";
   if (anew.backoffs_ != backoffs_) return "the index of backoffs is not what the tasks say";
   if (anew.waiting_runs_ != waiting_runs_) return "the index of runs is not what the runs say";
+  if (anew.begun_ != begun_) return "what runs have begun is not what their tasks say";
   for (const auto& [session, worker] : workers_)
     if (anew.workers_.at(session).runs != worker.runs)
       return fmt::format("the runs of worker {} are not what the runs say", worker.name);

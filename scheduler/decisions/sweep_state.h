@@ -138,6 +138,13 @@ class SweepState {
   // Tasks whose turn it was and that found no room, since when.
   const std::map<std::string, TimePoint>& passed_over() const { return passed_over_; }
   std::optional<TimePoint> charged_until() const { return charged_until_; }
+  // Tasks of a run that its worker says it has begun, and the XOR of their lease hashes.
+  struct Begun {
+    std::uint32_t tasks = 0;
+    std::uint64_t hash = 0;
+    bool operator==(const Begun&) const = default;
+  };
+  Begun begun_of(std::uint64_t run) const;
 
   // The first rule that does not hold, in words; empty if all do.
   std::string broken_invariant() const;
@@ -150,6 +157,8 @@ class SweepState {
     std::vector<std::uint32_t> open_at;     // desks that count it as open, one for each row
     std::optional<std::uint32_t> ready_at;  // desk
     std::optional<std::uint64_t> backoff_until;
+    std::uint64_t begun_in = 0;    // run; 0: none
+    std::uint64_t begun_hash = 0;  // of its lease there
     bool operator==(const Filed&) const = default;
   };
   // After any change of the object.
@@ -157,6 +166,7 @@ class SweepState {
   void file(const journal::Sweep& sweep);
   void file(const journal::Run& run);
   void unfile(const journal::Task& task, Filed& filed);
+  void file_begun(const journal::Task& task, Filed& filed);  // only whether it is begun
   void unfile_run(std::uint64_t run, const std::string& worker);
   // The rows of a sweep want their tasks; before they change, they no longer do.
   void want(const journal::Sweep& sweep);
@@ -179,6 +189,7 @@ class SweepState {
   std::set<std::string> overdue_;
   std::set<std::pair<std::uint64_t, std::string>> backoffs_;
   std::set<std::uint64_t> waiting_runs_;
+  std::map<std::uint64_t, Begun> begun_;  // by run
   // Of this incarnation.
   std::map<std::string, TimePoint> passed_over_;
   std::optional<TimePoint> charged_until_;

@@ -77,15 +77,11 @@ bool Decider::runs_otherwise(const Worker& worker, const protocol::Heartbeat& be
   bool is_overdue = false;
   for (const std::uint64_t id : worker.runs) {
     const journal::Run& run = *state_.find_run(id);
-    for (const std::string& name : run.tasks()) {
-      const Task& task = *state_.find_task(name);
-      if (task.has_assigned()) {
-        is_overdue |= now_ - from_ns(run.granted_ns()) >= kAssignPatience;
-        continue;
-      }
-      ++running;
-      hash ^= protocol::lease_hash(name, task.fence());
-    }
+    const SweepState::Begun begun = state_.begun_of(id);
+    running += begun.tasks;
+    hash ^= begun.hash;
+    // The tasks of a run begin together.
+    is_overdue |= begun.tasks == 0 && now_ - from_ns(run.granted_ns()) >= kAssignPatience;
   }
   return is_overdue || running != beat.running() || hash != beat.running_hash();
 }

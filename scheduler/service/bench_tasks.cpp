@@ -4,7 +4,9 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <list>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -85,6 +87,12 @@ protocol::AssignReply accepted(const protocol::Run& run) {
   return reply;
 }
 
+protocol::Heartbeat with_free_slots(std::uint32_t free) {
+  protocol::Heartbeat beat;
+  beat.set_free_slots(free);
+  return beat;
+}
+
 // ---- what is measured ---------------------------------------------------------------------------
 
 // Answers to results, of all agents together.
@@ -139,13 +147,11 @@ class IdleAgent {
         if (heard.type == MessageType::kResultAck) answered += count_answers(heard.body);
         if (heard.type == MessageType::kAssign) take(heard.body);
       }
-      pay();
+      const bool has_freed_slots = pay();
       if (answered > 0) answers_.add(answered);
-      if (Clock::now() < beat_at) continue;
+      if (!has_freed_slots && Clock::now() < beat_at) continue;
       beat_at = Clock::now() + kHeartbeatEvery;
-      protocol::Heartbeat beat;
-      beat.set_free_slots(slots_);
-      (void)link_->send(MessageType::kHeartbeat, beat, false);
+      (void)link_->send(MessageType::kHeartbeat, with_free_slots(slots_ - running_), false);
     }
     link_.reset();
   }
@@ -157,29 +163,38 @@ class IdleAgent {
     protocol::Assign assign;
     if (!protocol::parse_body(body, assign)) return;
     for (const auto& run : assign.runs()) {
-      owed_.emplace_back(accepted(run), std::nullopt);
-      for (const auto& member : run.members())
-        owed_.emplace_back(std::nullopt, result_of(run, member));
+      owed_.push_back({.reply = accepted(run)});
+      for (const auto& member : run.members()) owed_.push_back({.result = result_of(run, member)});
+      owed_.back().is_last_of_run = true;
+      ++running_;
     }
   }
-  // As far as the scheduler's credit goes.
-  void pay() {
+  // As far as the scheduler's credit goes. Whether a run ended.
+  bool pay() {
+    const std::uint32_t before = running_;
     while (!owed_.empty()) {
-      const auto& [reply, result] = owed_.front();
-      const auto sent = reply ? link_->send(MessageType::kAssignReply, *reply, true)
-                              : link_->send(MessageType::kResult, *result, true);
-      if (!sent) return;
+      const Owed& next = owed_.front();
+      const auto sent = next.reply ? link_->send(MessageType::kAssignReply, *next.reply, true)
+                                   : link_->send(MessageType::kResult, *next.result, true);
+      if (!sent) break;
+      running_ -= next.is_last_of_run;
       owed_.pop_front();
     }
+    return running_ < before;
   }
 
   std::string name_;
   std::uint32_t slots_;
   Answers& answers_;
   std::optional<protocol::WorkerLink> link_;
-  std::list<std::pair<std::optional<protocol::AssignReply>, std::optional<protocol::TaskResult>>>
-      owed_;
-  std::jthread thread_;  // last: it uses all of the above
+  struct Owed {
+    std::optional<protocol::AssignReply> reply = {};
+    std::optional<protocol::TaskResult> result = {};
+    bool is_last_of_run = false;
+  };
+  std::deque<Owed> owed_;
+  std::uint32_t running_ = 0;  // runs whose results are owed
+  std::jthread thread_;        // last: it uses all of the above
 };
 
 // A scheduler with its agents, over encrypted sockets.
@@ -266,11 +281,14 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
     for (Reply& reply : decision.replies) replies.push_back(std::move(reply));
   };
   hear("", ProcessBegins{.adopt = true});
+  std::map<std::string, std::uint32_t> slots;  // by session
   for (std::uint32_t i = 0; i < bench.agents; ++i) {
     protocol::Hello hello;
     hello.set_worker_name(fmt::format("idle-{}", i));
     hello.set_slots(bench.slots / bench.agents + (i < bench.slots % bench.agents));
-    hear(fmt::format("session{}", i), std::move(hello));
+    const std::string session = fmt::format("session{}", i);
+    slots[session] = hello.slots();
+    hear(session, std::move(hello));
   }
   hear("", submission_of("core", bench.tasks));
   SAE_TRY_VOID(store.commit());
@@ -292,10 +310,16 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
           ++done;
         }
       }
+      hear(reply.peer, with_free_slots(slots.at(reply.peer)));
     }
     SAE_TRY_VOID(store.commit());
     replies.clear();
-    if (done == before) return fail(ErrorCode::kUnavailable, "the core places nothing more");
+    if (done == before)
+      return fail(
+          ErrorCode::kUnavailable, "after {} of {} tasks the core places nothing more: {}", done,
+          bench.tasks,
+          explain(store.state(), submission_of("core", done + 1).tasks.back().id(), clock.now())
+              .dump());
   }
   return static_cast<double>(bench.tasks) / seconds_since(begin);
 }

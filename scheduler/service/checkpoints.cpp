@@ -18,6 +18,7 @@ constexpr std::string_view kStep = "step-";
 
 void remove_whole(const fs::path& directory) {
   std::error_code problem;
+  if (!fs::exists(directory, problem)) return;  // mostly; cheaper than to try
   fs::remove_all(directory, problem);
   if (problem)
     log::warn("checkpoints.not_removed directory={} problem={}", directory.string(),

@@ -21,23 +21,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-template <class Object>
-Result<std::string> value_json(std::string_view bytes) {
-  Object object;
-  if (!object.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
-    return fail(ErrorCode::kCorrupted, "its bytes are no {}", Object::descriptor()->name());
-  return protocol::message_json(object);
-}
-
-struct Family {
-  const char* name;
-  Result<std::string> (*to_json)(std::string_view);
-};
-constexpr Family kFamilies[] = {{"meta", value_json<journal::Meta>},
-                                {"sweep", value_json<journal::Sweep>},
-                                {"task", value_json<journal::Task>},
-                                {"run", value_json<journal::Run>},
-                                {"event", value_json<journal::Event>}};
+// The key under which the state store keeps an object, from what it says of itself.
+std::string key_of(const journal::Meta&) { return "state"; }
+std::string key_of(const journal::Sweep& sweep) { return sweep.name(); }
+std::string key_of(const journal::Task& task) { return task.spec().id(); }
+std::string key_of(const journal::Run& run) { return fmt::format("{:016x}", run.id()); }
+std::string key_of(const journal::Event& event) { return fmt::format("{:016x}", event.sequence()); }
 
 constexpr std::size_t kMostLineBytes = std::size_t{1} << 30;
 constexpr std::size_t kRowsOfABatch = 10'000;
@@ -50,27 +39,32 @@ tl::unexpected<Error> wrong(const std::string& what) {
 
 Result<std::uint64_t> export_journal(const fs::path& journal,
                                      const std::function<bool(std::string_view)>& line) {
-  SAE_TRY(const storage::Journal opened, open_journal(journal, StateStore::Mode::kReadOnly));
+  SAE_TRY(const StateStore store, StateStore::open(journal, StateStore::Mode::kReadOnly));
+  const SweepState& state = store.state();
   std::uint64_t rows = 0;
   bool goes_on = true;
-  for (const Family& family : kFamilies) {
-    Result<void> readable;
-    SAE_TRY_VOID(opened.scan(family.name, "", [&](std::string_view key, std::string_view value) {
-      auto json = family.to_json(value);
-      if (!json) {
-        readable = fail(json.error().code, "the journal's {} {}: {}", family.name, key,
-                        json.error().message);
-        return false;
-      }
-      goes_on = line(fmt::format(R"({{"schema":1,"family":"{}","key":{},"value":{}}})", family.name,
-                                 Json(key).dump(), *json));
-      rows += goes_on ? 1 : 0;
-      return goes_on;
-    }));
-    if (!readable) return fail(readable.error());
-    if (!goes_on) return rows;
-  }
-  (void)line(fmt::format(R"({{"schema":1,"family":"end","key":"rows","value":{}}})", rows));
+  Result<void> readable;
+  const auto put = [&](const char* family, const auto& object) {
+    if (!goes_on) return false;
+    auto json = protocol::message_json(object);
+    if (!json)
+      readable = fail(json.error().code, "the journal's {} {}: {}", family, key_of(object),
+                      json.error().message);
+    goes_on = json && line(fmt::format(R"({{"schema":1,"family":"{}","key":{},"value":{}}})",
+                                       family, Json(key_of(object)).dump(), *json));
+    rows += goes_on ? 1 : 0;
+    return goes_on;
+  };
+  put("meta", state.meta());
+  for (const auto& [name, sweep] : state.sweeps()) put("sweep", sweep);
+  std::map<std::string_view, const journal::Task*> tasks;
+  for (const auto& [id, task] : state.tasks()) tasks.emplace(id, &task);
+  for (const auto& [id, task] : tasks) put("task", *task);
+  for (const auto& [id, run] : state.runs()) put("run", run);
+  SAE_TRY_VOID(store.read_events([&](const journal::Event& event) { return put("event", event); }));
+  if (!readable) return fail(readable.error());
+  if (goes_on)
+    (void)line(fmt::format(R"({{"schema":1,"family":"end","key":"rows","value":{}}})", rows));
   return rows;
 }
 
@@ -84,15 +78,6 @@ struct JournalImport::State {
   std::uint64_t taken = 0;
   std::optional<Json> said;  // at the end: how many rows there were
   bool checked = false;
-
-  // The key under which the state store keeps an object, from what it says of itself.
-  static std::string key_of(const journal::Meta&) { return "state"; }
-  static std::string key_of(const journal::Sweep& sweep) { return sweep.name(); }
-  static std::string key_of(const journal::Task& task) { return task.spec().id(); }
-  static std::string key_of(const journal::Run& run) { return fmt::format("{:016x}", run.id()); }
-  static std::string key_of(const journal::Event& event) {
-    return fmt::format("{:016x}", event.sequence());
-  }
 
   void load(journal::Meta read) {
     meta = read;

@@ -1,8 +1,12 @@
-// The state and its journal: events are applied and, with the new value of every object that they
-// changed, become durable in one batch.
+// The state and its journal. Events are applied and become durable; every few thousand of them the
+// new values of all objects that they changed are written too, in the same batch. The stored
+// objects are thus the state as of the event that the stored meta names, and opening applies those
+// after it.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,11 +17,19 @@
 
 namespace saesweep::scheduler {
 
+// Events that are not yet in the stored objects.
+struct Unfolded {
+  std::uint64_t events = 4096;
+  std::uint64_t bytes = std::uint64_t{16} << 20;
+};
+
 class StateStore {
  public:
   enum class Mode { kWrite, kReadOnly };
+  // `most`: with as many the objects are written; what the next opening applies anew.
   // Errors: those of storage::Journal::open; kCorrupted for objects that cannot be read.
-  static Result<StateStore> open(const std::filesystem::path& journal, Mode mode);
+  static Result<StateStore> open(const std::filesystem::path& journal, Mode mode,
+                                 Unfolded most = Unfolded());
 
   const SweepState& state() const { return state_; }
 
@@ -28,6 +40,8 @@ class StateStore {
   // later commit, which opens the journal anew, has it all.
   // Errors: kResourceExhausted if the disk is full; kUnavailable.
   Result<void> commit();
+  // The events that were durable at opening, and since. Errors: kCorrupted; kUnavailable.
+  Result<void> read_events(const std::function<bool(const journal::Event&)>& take) const;
   bool has_pending() const { return !pending_.empty(); }
   // Copies what is durable into a directory that does not exist yet.
   Result<void> backup(const std::filesystem::path& directory) const {
@@ -35,13 +49,16 @@ class StateStore {
   }
 
  private:
-  explicit StateStore(storage::Journal journal) : journal_(std::move(journal)) {}
+  StateStore(storage::Journal journal, Unfolded most) : journal_(std::move(journal)), most_(most) {}
   Result<void> load();
+  void add_objects(std::vector<storage::JournalWrite>& batch) const;
 
   storage::Journal journal_;
+  Unfolded most_;
   SweepState state_;
   std::vector<journal::Event> pending_;  // numbered, not durable yet
-  Changes changes_;                      // what they changed
+  Unfolded unfolded_{0, 0};              // durable, and not in the stored objects
+  Changes changes_;                      // what differs from the stored objects
   bool failed_ = false;                  // the last commit did
 };
 

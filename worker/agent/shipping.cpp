@@ -203,7 +203,7 @@ std::vector<Shipping::Waiting> Shipping::waiting() const {
     for (const Word& word : queue) {
       if (std::holds_alternative<Checkpointed>(word.body)) continue;
       std::visit(
-          [&](const auto& body) {
+          [&, run = run](const auto& body) {  // clang 14 captures no bindings
             all.push_back({run, body.task(), body.fence(),
                            std::holds_alternative<TaskResult>(word.body), word.is_old});
           },

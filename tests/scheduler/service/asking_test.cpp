@@ -201,7 +201,7 @@ TEST_F(Asking, OnAFullDiskItIsReadOnlyAndGoesOnWhenThereIsRoom) {
     std::vector<std::uint64_t> ks;
     for (std::uint64_t k = 1; k <= 63; ++k) ks.push_back(k);
     sweeps::SweepPlan large = plan_of(ks, "large");
-    large.effective_yaml += "# " + std::string(std::size_t{6} << 20, 'x') + "\n";
+    large.effective_yaml += "# " + std::string(std::size_t{12} << 20, 'x') + "\n";
     const std::string payload = to_payload(to_submission(large));
     const auto withheld = client.ask({.verb = "submit", .key = "l", .payload = payload}, 5s);
     EXPECT_FALSE(withheld);

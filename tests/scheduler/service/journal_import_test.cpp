@@ -24,10 +24,12 @@ using testing::IsEmpty;
 struct Import : testing::Test {
   test::TempDir dir;
   fs::path state = dir.path() / "state", copy = dir.path() / "copy";
+  Unfolded unfolded{.events = 1};
 
   // A sweep with a run under way.
   void SetUp() override {
-    StateStore store = StateStore::open(state / "journal", StateStore::Mode::kWrite).value();
+    StateStore store =
+        StateStore::open(state / "journal", StateStore::Mode::kWrite, unfolded).value();
     const auto hear = [&](const std::string& peer, Heard heard) {
       store.apply(decide(store.state(), {peer, std::move(heard)}, TimePoint{}).events, 12.5);
     };
@@ -84,6 +86,14 @@ TEST_F(Import, OfAnExportIsTheSameJournal) {
   EXPECT_EQ(contents(copy / "journal"), contents(state / "journal"));
   EXPECT_THAT(verify_journal(copy / "journal").value(), IsEmpty());
   EXPECT_FALSE(fs::exists(copy / "journal.import"));
+}
+
+TEST_F(Import, HasObjectsAsOfTheLastEventWhateverIsStored) {
+  const auto before = rows();
+  fs::remove_all(state);
+  unfolded = {};
+  SetUp();
+  EXPECT_EQ(rows(), before);
 }
 
 TEST_F(Import, OverAJournalIsRefused) {

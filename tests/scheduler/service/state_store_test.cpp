@@ -33,10 +33,11 @@ struct Store : testing::Test {
   std::filesystem::path journal = dir.path() / "journal";
   TimePoint now{1h};
   std::optional<StateStore> store;
+  Unfolded most;
 
   void open() {
     store.reset();
-    store.emplace(StateStore::open(journal, StateStore::Mode::kWrite).value());
+    store.emplace(StateStore::open(journal, StateStore::Mode::kWrite, most).value());
   }
   std::vector<Reply> hear(const std::string& peer, Heard heard) {
     Decision decision = decide(store->state(), {peer, std::move(heard)}, now);
@@ -84,7 +85,12 @@ TEST_F(Store, KeepsWhatWasCommittedAndForgetsWhatWasNot) {
   EXPECT_EQ(contents(store->state()), committed);
 }
 
-TEST_F(Store, GoesOnAfterACrashAtEveryCommit) {
+// Events that are not in the stored objects yet: none, some, all.
+struct StoreOf : Store, testing::WithParamInterface<std::uint64_t> {};
+INSTANTIATE_TEST_SUITE_P(Events, StoreOf, testing::Values(1, 5, 4096));
+
+TEST_P(StoreOf, GoesOnAfterACrashAtEveryCommit) {
+  most.events = GetParam();
   const auto plan = plan_of({4, 8, 16});
   for (int crash_at = 0;; ++crash_at) {
     std::filesystem::remove_all(journal);
@@ -124,7 +130,46 @@ TEST_F(Store, GoesOnAfterACrashAtEveryCommit) {
   }
 }
 
+TEST_F(Store, WritesObjectsWhenTheEventsThatTheyLackAreMany) {
+  most.events = 3;
+  open();
+  const auto stored_as_of = [&] {
+    journal::Meta meta;
+    const auto raw = open_journal(journal, StateStore::Mode::kReadOnly).value();
+    if (const auto row = raw.get("meta", "state")) EXPECT_TRUE(meta.ParseFromString(*row));
+    return meta.last_event();
+  };
+  hear("", ProcessBegins{});
+  ASSERT_TRUE(store->commit());
+  EXPECT_EQ(stored_as_of(), 0u);
+  hear("", to_submission(plan_of({4})));
+  ASSERT_TRUE(store->commit());
+  EXPECT_EQ(stored_as_of(), 0u);
+  open();  // what it applied anew counts
+  hear("", ProcessBegins{});
+  ASSERT_TRUE(store->commit());
+  EXPECT_EQ(stored_as_of(), 3u);
+  EXPECT_THAT(verify_journal(journal).value(), IsEmpty());
+}
+
+TEST_F(Store, WhoseObjectsAreNewerThanItsEventsIsFoundOut) {
+  most.events = 1;
+  open();
+  hear("", ProcessBegins{});
+  hear("", to_submission(plan_of({4})));
+  ASSERT_TRUE(store->commit());
+  store.reset();
+  {
+    auto raw = open_journal(journal, StateStore::Mode::kWrite).value();
+    const storage::JournalWrite lost[] = {{"event", "0000000000000002", std::nullopt}};
+    ASSERT_TRUE(raw.commit(lost));
+  }
+  EXPECT_THAT(verify_journal(journal).value(),
+              testing::Contains(HasSubstr("as of event 2, but the last one is 1")));
+}
+
 TEST_F(Store, OfWhichAnObjectWasChangedBehindItsBackIsFoundOut) {
+  most.events = 1;
   open();
   hear("", ProcessBegins{});
   hear("", to_submission(plan_of({4})));
@@ -133,9 +178,7 @@ TEST_F(Store, OfWhichAnObjectWasChangedBehindItsBackIsFoundOut) {
   store.reset();
   task.set_fence(17);
   {
-    auto raw =
-        storage::Journal::open(journal, {.families = {"meta", "sweep", "task", "run", "event"}})
-            .value();
+    auto raw = open_journal(journal, StateStore::Mode::kWrite).value();
     const storage::JournalWrite forged[] = {
         {"task", task.spec().id(), task.SerializeAsString()},
         {"sweep", "nobody submitted this", journal::Sweep().SerializeAsString()}};
@@ -151,9 +194,7 @@ TEST_F(Store, ThatCannotBeReadSaysSo) {
   open();
   store.reset();
   {
-    auto raw =
-        storage::Journal::open(journal, {.families = {"meta", "sweep", "task", "run", "event"}})
-            .value();
+    auto raw = open_journal(journal, StateStore::Mode::kWrite).value();
     const storage::JournalWrite garbage[] = {{"task", "train:x", "\xff\xff"}};
     ASSERT_TRUE(raw.commit(garbage));
   }
