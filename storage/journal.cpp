@@ -41,10 +41,11 @@ rocksdb::Options database_options() {
   out.force_consistency_checks = true;
   out.paranoid_checks = true;
   out.atomic_flush = true;
-  // Batches are small and families many: a few megabytes each.
-  out.write_buffer_size = std::size_t{8} << 20;
-  out.max_total_wal_size = std::uint64_t{64} << 20;
-  out.compression = rocksdb::kZSTD;
+  // Room for bursts: what is rewritten soon is not flushed first. Opening reads the log again.
+  out.write_buffer_size = std::size_t{64} << 20;
+  out.max_total_wal_size = std::uint64_t{192} << 20;
+  out.compression = rocksdb::kLZ4Compression;
+  out.bottommost_compression = rocksdb::kZSTD;
   rocksdb::BlockBasedTableOptions table;
   table.checksum = rocksdb::kXXH3;
   out.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));

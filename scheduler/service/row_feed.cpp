@@ -36,46 +36,40 @@ Json end_of_model(const SweepState& state, const journal::Sweep& sweep) {
 }  // namespace
 
 void RowFeed::index(const SweepState& state, const std::string& name) {
-  if (!indexed_.insert(name).second) {
-    std::erase_if(settled_, [&](const Row& row) { return row.first == name; });
-    for (auto& [task, rows] : rows_of_)
-      std::erase_if(rows, [&](const Row& row) { return row.first == name; });
-  }
   const journal::Sweep& sweep = state.sweeps().at(name);
-  if (!sweep.lm_task().empty()) rows_of_[sweep.lm_task()].push_back({name, -1});
-  for (int i = 0; i < sweep.subjects_size(); ++i) {
-    const journal::Subject& subject = sweep.subjects(i);
-    if (!subject.train_task().empty()) rows_of_[subject.train_task()].push_back({name, i});
-    for (const std::string& task : subject.evaluate_tasks()) rows_of_[task].push_back({name, i});
-    if (outcome_of(state, sweep, subject).state != "unfinished") settled_.insert({name, i});
-  }
+  std::vector<bool>& settled = settled_[name];
+  settled.clear();
+  for (const journal::Subject& subject : sweep.subjects())
+    settled.push_back(outcome_of(state, sweep, subject).state != "unfinished");
 }
 
 void RowFeed::finished(const SweepState& state, const std::string& task, const Tell& tell) {
-  const auto rows = rows_of_.find(task);
-  if (rows == rows_of_.end()) return;
-  for (const Row& row : rows->second) {
-    const auto sweep = state.sweeps().find(row.first);
-    if (sweep == state.sweeps().end()) continue;
-    if (row.second < 0) {
-      tell(end_of_model(state, sweep->second));
+  for (const SweepState::Want& want : state.wants(task)) {
+    const journal::Sweep& sweep = state.sweep_of(want);
+    const auto indexed = settled_.find(sweep.name());
+    if (indexed == settled_.end()) continue;
+    if (want.subject < 0) {
+      tell(end_of_model(state, sweep));
       continue;
     }
-    const journal::Subject& subject = sweep->second.subjects(row.second);
-    const SubjectOutcome outcome = outcome_of(state, sweep->second, subject);
-    if (outcome.state == "unfinished" || !settled_.insert(row).second) continue;
+    std::vector<bool>& settled = indexed->second;
+    const journal::Subject& subject = sweep.subjects(want.subject);
+    const SubjectOutcome outcome = outcome_of(state, sweep, subject);
+    if (outcome.state == "unfinished" || settled[want.subject]) continue;
+    settled[want.subject] = true;
     const std::string id = subject.identity().substr(0, kIdDigits);
     if (!subject.baseline())
-      tell(end_of(row.first, id, subject.number(), outcome));
+      tell(end_of(sweep.name(), id, subject.number(), outcome));
     else if (outcome.state != "done")
-      log::warn("baseline.failed sweep={} baseline={} reason={}", row.first, id, outcome.reason);
+      log::warn("baseline.failed sweep={} baseline={} reason={}", sweep.name(), id, outcome.reason);
   }
 }
 
-void RowFeed::reopen(const std::string& task) {
-  const auto rows = rows_of_.find(task);
-  if (rows == rows_of_.end()) return;
-  for (const Row& row : rows->second) settled_.erase(row);
+void RowFeed::reopen(const SweepState& state, const std::string& task) {
+  for (const SweepState::Want& want : state.wants(task)) {
+    const auto indexed = settled_.find(state.sweep_of(want).name());
+    if (indexed != settled_.end() && want.subject >= 0) indexed->second[want.subject] = false;
+  }
 }
 
 }  // namespace saesweep::scheduler

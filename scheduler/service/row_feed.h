@@ -2,10 +2,8 @@
 #pragma once
 
 #include <functional>
-#include <set>
 #include <string>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "core/json.h"
@@ -23,13 +21,11 @@ class RowFeed {
   // A task is finished: tells the rows that it settled.
   void finished(const SweepState& state, const std::string& task, const Tell& tell);
   // A task is to be done once more: its rows are open again.
-  void reopen(const std::string& task);
+  void reopen(const SweepState& state, const std::string& task);
 
  private:
-  using Row = std::pair<std::string, int>;                     // sweep, position; -1: its model
-  std::unordered_map<std::string, std::vector<Row>> rows_of_;  // by task
-  std::set<Row> settled_;
-  std::set<std::string> indexed_;  // sweeps
+  std::unordered_map<std::string, std::vector<bool>>
+      settled_;  // of sweeps that were indexed, by row
 };
 
 }  // namespace saesweep::scheduler

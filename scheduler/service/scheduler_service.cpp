@@ -117,7 +117,7 @@ struct SchedulerService::State {
       else if (event.has_trial_stopped())
         finished.push_back(event.trial_stopped().task());
       else if (event.has_tasks_again())
-        for (const std::string& id : event.tasks_again().tasks()) rows.reopen(id);
+        for (const std::string& id : event.tasks_again().tasks()) rows.reopen(state(), id);
       log_event(event);
     }
     store.apply(std::move(decision.events), unix_seconds());
