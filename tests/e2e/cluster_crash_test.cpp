@@ -156,8 +156,11 @@ TEST_F(ClusterCrash, OfAWorkerWhoseTrialsWaitAtARungLosesNothing) {
   EXPECT_THAT(scene.asked("a", {"status"}, "status")["sweeps"][0]["state"].get<std::string>(),
               HasSubstr("done"));
   int finished = 0;
+  std::string states;
   const auto bytes = scene.results("a");
-  for (const Json& row : scene.leaderboard("a")["rows"]) {
+  const Json board = scene.leaderboard("a");
+  for (const Json& row : board["rows"]) {
+    states += row["state"].dump() + " " + row["reason"].dump() + "\n";
     if (row["state"] != "done") continue;
     ++finished;
     for (const char* file : {"sae.safetensors", "curve.csv", "scores.json"}) {
@@ -165,7 +168,7 @@ TEST_F(ClusterCrash, OfAWorkerWhoseTrialsWaitAtARungLosesNothing) {
       EXPECT_EQ(bytes.at(name), whole.at(name)) << name;
     }
   }
-  EXPECT_GE(finished, 1);
+  EXPECT_GE(finished, 1) << states << errors();
   expect_a_sound_journal();
 }
 
