@@ -6,8 +6,8 @@
 
 #include <atomic>
 #include <cerrno>
-#include <cstring>
 #include <fstream>
+#include <system_error>
 
 namespace saesweep {
 namespace {
@@ -34,7 +34,7 @@ Error system_error(int error_number, std::string_view what) {
   if (error_number == ENOSPC || error_number == EDQUOT || error_number == EFBIG ||
       error_number == ENOMEM)
     code = ErrorCode::kResourceExhausted;
-  return {code, fmt::format("{}: {}", what, std::strerror(error_number))};
+  return {code, fmt::format("{}: {}", what, std::generic_category().message(error_number))};
 }
 
 Result<std::string> read_file(const std::filesystem::path& path, std::uint64_t max_bytes) {

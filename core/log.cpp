@@ -26,14 +26,14 @@ spdlog::level::level_enum to_spdlog(Level level) {
 }
 
 spdlog::logger& logger() {
-  static const std::shared_ptr<spdlog::logger> instance = [] {
+  static const std::shared_ptr<spdlog::logger> kInstance = [] {
     auto made = std::make_shared<spdlog::logger>(
         "saesweep", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
     made->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %n %v");
     made->set_level(spdlog::level::warn);
     return made;
   }();
-  return *instance;
+  return *kInstance;
 }
 
 }  // namespace

@@ -157,6 +157,7 @@ Result<void> ActivationCache::State::open() {
   if (status.IsCorruption()) return fail(open_error(status, directory, "activation cache"));
   if (names.empty()) names = {rocksdb::kDefaultColumnFamilyName};  // none yet
   std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  families.reserve(names.size());
   for (const auto& name : names) families.emplace_back(name, family_options);
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* opened = nullptr;

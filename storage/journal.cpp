@@ -132,6 +132,7 @@ Result<void> Journal::State::open_for(bool writing) {
     }
   }
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
+  descriptors.reserve(names.size());
   for (const auto& name : names) descriptors.emplace_back(name, rocksdb::ColumnFamilyOptions(all));
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* opened = nullptr;

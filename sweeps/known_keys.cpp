@@ -114,9 +114,9 @@ std::vector<std::string_view> with_parameters(std::initializer_list<std::string_
 }  // namespace
 
 std::span<const std::string_view> known_keys(KeySet set) {
-  static const std::vector<std::string_view> train_keys = with_parameters(
+  static const std::vector<std::string_view> kTrainKeys = with_parameters(
       {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed", "hook"});
-  static const std::vector<std::string_view> family_keys =
+  static const std::vector<std::string_view> kFamilyKeys =
       with_parameters({"arch", "hook", "hook_out", "hooks", "seed"});
   switch (set) {
     case KeySet::kTop:
@@ -130,9 +130,9 @@ std::span<const std::string_view> known_keys(KeySet set) {
     case KeySet::kActivations:
       return kActivationsKeys;
     case KeySet::kTrain:
-      return train_keys;
+      return kTrainKeys;
     case KeySet::kFamily:
-      return family_keys;
+      return kFamilyKeys;
     case KeySet::kSearch:
       return kSearchKeys;
     case KeySet::kCore:

@@ -195,14 +195,11 @@ class AxisReader {
       ok = false;
     }
     const YamlNode* samples = section.require("samples", "a number of samples would be right");
-    if (samples == nullptr) {
-      ok = false;
-    } else if (const auto count =
-                   count_of(*samples, section.path_of("samples"), 1, kMaxSamples, problems_)) {
-      axis.samples = *count;
-    } else {
-      ok = false;
-    }
+    const auto count = samples == nullptr ? std::nullopt
+                                          : count_of(*samples, section.path_of("samples"), 1,
+                                                     kMaxSamples, problems_);
+    if (count) axis.samples = *count;
+    ok = ok && count.has_value();
     if (range == nullptr) return false;
     if (word == "choice") {
       draw.kind = DrawnAxis::Kind::kChoice;

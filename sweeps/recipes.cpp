@@ -222,10 +222,10 @@ Json parsed(std::string_view text) {
 }
 
 const std::vector<Json>& saebench_v1() {
-  static const std::vector<Json> blobs{parsed(kSaebenchV1), parsed(kSaebenchV1Gates),
-                                       parsed(kSaebenchV1Transcoders),
-                                       parsed(kSaebenchV1Crosscoders)};
-  return blobs;
+  static const std::vector<Json> kBlobs{parsed(kSaebenchV1), parsed(kSaebenchV1Gates),
+                                        parsed(kSaebenchV1Transcoders),
+                                        parsed(kSaebenchV1Crosscoders)};
+  return kBlobs;
 }
 
 // A recipe writes step counts as a sweep file does.

@@ -6,6 +6,7 @@
 #include <array>
 #include <charconv>
 
+#include "core/check.h"
 #include "sweeps/model_weights.h"
 #include "sweeps/nearest.h"
 
@@ -39,7 +40,7 @@ std::optional<std::string> read_source_word(const Section& top, const YamlNode& 
                                              describe(data)));
     return std::nullopt;
   }
-  const auto text = scalar_text(*node, path, "othello or activations would be right", problems);
+  auto text = scalar_text(*node, path, "othello or activations would be right", problems);
   if (!text) return std::nullopt;
   if (std::find(kSources.begin(), kSources.end(), *text) != kSources.end()) return text;
   const auto later = later_sources();
@@ -65,7 +66,8 @@ void read_othello(const YamlNode& node, const std::string& path, StreamSource& s
   section.read_count("seed", source.data.seed);
   if (section.require("games", "a number of games like 200k would be right") != nullptr)
     section.read_count("games", source.data.games, 1, kMaxGames);
-  const auto squares = static_cast<std::uint64_t>(source.data.board * source.data.board);
+  const auto board_size = static_cast<std::uint64_t>(source.data.board);
+  const std::uint64_t squares = board_size * board_size;
   source.documents = source.data.games;
   // All moves of a full game but the last are inputs.
   source.rows_per_document = squares - 5;
@@ -144,10 +146,12 @@ void read_model(const Section& top, const fs::path& directory, StreamSource& sou
 // A model reads the games of its own board: ids must lie in its vocabulary.
 void check_board(const Section& top, const StreamSource& source, Problems& problems) {
   if (!source.is_board_game() || !source.shape) return;
-  const auto squares = static_cast<std::uint64_t>(source.data.board * source.data.board);
+  const auto board_size = static_cast<std::uint64_t>(source.data.board);
+  const std::uint64_t squares = board_size * board_size;
   if (source.shape->vocabulary >= squares - 3) return;
   const YamlNode* data = top.find("data");
   const YamlNode* board = data != nullptr && data->is_map() ? data->find("board") : nullptr;
+  SAE_CHECK(data != nullptr, "a source without data");  // read_source saw it
   problems.add(board != nullptr ? *board : *data, "data.board",
                fmt::format("{} needs a vocabulary of {} tokens, the model has {}; the board the "
                            "model was trained on would be right",

@@ -8,6 +8,9 @@
 namespace saesweep::metrics {
 
 // `evaluation`: "core" | "board".
-constexpr int metric_version(std::string_view evaluation) { return evaluation == "core" ? 1 : 1; }
+constexpr int metric_version(std::string_view evaluation) {
+  constexpr int kCore = 1, kBoard = 1;
+  return evaluation == "core" ? kCore : kBoard;
+}
 
 }  // namespace saesweep::metrics

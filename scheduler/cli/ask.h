@@ -13,7 +13,7 @@
 #include "scheduler/protocol/security.h"
 #include "scheduler/service/scheduler_service.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): theirs
 class App;
 }
 

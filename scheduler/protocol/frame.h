@@ -74,6 +74,6 @@ std::array<std::byte, kHeaderBytes> encode_header(const Header& header,
                                                   std::span<const std::byte> body);
 // Errors: kCorrupted for bytes that are no header of this protocol or no body of this header;
 // kInvalidArgument for another major version.
-Result<Header> decode_header(std::span<const std::byte> header, std::span<const std::byte> body);
+Result<Header> decode_header(std::span<const std::byte> in, std::span<const std::byte> body);
 
 }  // namespace saesweep::protocol

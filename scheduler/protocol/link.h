@@ -112,14 +112,14 @@ class SchedulerLink {
   // A reliable message waits here while the peer takes no more.
   // Errors: kNotFound for a peer that was never heard; kResourceExhausted if too much waits;
   // kInvalidArgument for a body that is too long to travel.
-  Result<void> send(const std::string& peer, MessageType type,
+  Result<void> send(const std::string& to, MessageType type,
                     const google::protobuf::MessageLite& body, bool reliable);
-  void resend_after(const std::string& peer, std::uint64_t seq);
+  void resend_after(const std::string& to, std::uint64_t seq);
   // What was heard from the peer and confirmed.
   std::uint64_t last_received(const std::string& peer) const;
   // What was heard so far is durable: only now is it acknowledged.
   void confirm();
-  void forget(const std::string& peer);
+  void forget(const std::string& session);
   // How many reliable messages each peer may have under way (at most kSchedulerCredit): fewer when
   // there is too much to do, none when there is far too much.
   void set_credit(std::uint32_t credit);

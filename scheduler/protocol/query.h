@@ -63,7 +63,7 @@ class QueryServer {
   // Whole questions that are here by now; what is none gets an answer that says so, or none.
   std::vector<HeardQuery> take();
   // The same of a QUERY that came to the agents' socket, whose answers go out over `send`.
-  std::vector<HeardQuery> take(const HeardMessage& heard);
+  std::vector<HeardQuery> take(const HeardMessage& message);
   using Send = std::function<void(const std::string& peer, const QueryReply& piece)>;
   void answer_at_link(Send send);
   void answer(const Asker& asker, const Json& body);

@@ -54,7 +54,7 @@ class ReliablePeer {
 
   // True if the message is to be delivered: the next in order, or an unreliable one. A repeated one
   // is not, nor one after a gap or beyond our credit, which will be sent again.
-  bool accept(const Header& header, TimePoint now);
+  bool accept(const Header& heard, TimePoint now);
   // From here on headers acknowledge what was accepted: what it said is durable now.
   void confirm() { confirmed_ = received_; }
   // How many messages we take beyond what is confirmed, from the next header on.

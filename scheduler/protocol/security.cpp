@@ -9,11 +9,11 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <future>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -318,7 +318,7 @@ struct Authenticator::State {
     zmq::poll(items.data(), items.size(), std::chrono::milliseconds(kLookAgain));
     std::uint64_t rung = 0;
     if (::read(wake, &rung, sizeof rung) < 0 && errno != EAGAIN)
-      log::error("keys.doorkeeper error={}", std::strerror(errno));
+      log::error("keys.doorkeeper error={}", std::generic_category().message(errno));
     refresh();
     while (true) {
       std::vector<zmq::message_t> request;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <list>
@@ -43,7 +44,7 @@ double seconds_since(Clock::time_point from) {
 double at_quantile(std::vector<double> values, double quantile) {
   std::ranges::sort(values);
   const auto last = static_cast<double>(values.size() - 1);
-  return values[static_cast<std::size_t>(quantile * last + 0.5)];
+  return values[static_cast<std::size_t>(std::lround(quantile * last))];
 }
 
 // A sweep of trials that are to be trained and not scored.

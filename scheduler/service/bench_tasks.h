@@ -30,6 +30,6 @@ struct TasksBench {
 //    the answer to its result, "baseline": {"name": "core", "tasks_per_s"}, "ratio"}
 //
 // Errors: kInvalidArgument; kResourceExhausted if the disk is full; kUnavailable.
-Result<Json> bench_tasks(const TasksBench& bench);
+Result<Json> bench_tasks(const TasksBench& given);
 
 }  // namespace saesweep::scheduler

@@ -14,10 +14,10 @@ namespace saesweep::scheduler {
 class RowFeed {
  public:
   // Hears trial.finished and trial.failed, as events.schema.json has them without "time".
-  using Tell = std::function<void(Json event)>;
+  using Tell = std::function<void(const Json& event)>;
 
   // The rows of the sweep as they are now; those that are settled already are not told.
-  void index(const SweepState& state, const std::string& sweep);
+  void index(const SweepState& state, const std::string& name);
   // A task is finished: tells the rows that it settled.
   void finished(const SweepState& state, const std::string& task, const Tell& tell);
   // A task is to be done once more: its rows are open again.

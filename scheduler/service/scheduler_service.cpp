@@ -154,9 +154,9 @@ struct SchedulerService::State {
       forget_checkpoints_before(files_at.directory, *state().find_task(task), step);
     for (const std::string& task : now_finished) {
       forget_checkpoints(files_at.directory, *state().find_task(task));
-      rows.finished(state(), task, [this](Json event) { tell(std::move(event)); });
+      rows.finished(state(), task, [this](const Json& event) { tell(event); });
     }
-    for (Json& event : said) tell(std::move(event));
+    for (const Json& event : said) tell(event);
     said.clear();
     if (desk) desk->settle();
     let_go();
@@ -213,7 +213,7 @@ struct SchedulerService::State {
 
   // ---- what people hear ------------------------------------------------------------------------
 
-  void tell(Json event) {
+  void tell(const Json& event) {
     if (desk) desk->note(event);
     if (options.observer) options.observer(event);
   }
@@ -580,7 +580,7 @@ Result<void> SchedulerService::submit(const sweeps::SweepPlan& plan) {
   return state_->commit();
 }
 
-Result<bool> SchedulerService::run(std::stop_token stop) {
+Result<bool> SchedulerService::run(const std::stop_token& stop) {
   auto served = state_->options.stays ? state_->serve_on(stop) : state_->serve(stop);
   // What could not be written may be writable now.
   if (state_->store.has_pending())

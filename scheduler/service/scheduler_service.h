@@ -96,7 +96,7 @@ class SchedulerService {
   // asked, at once: true if every sweep is finished.
   // Errors: kResourceExhausted when the journal's disk is full, kUnavailable when it fails: what
   // ran was told to checkpoint.
-  Result<bool> run(std::stop_token stop);
+  Result<bool> run(const std::stop_token& stop);
 
   std::string endpoint() const;         // as bound: with the port that was given for port 0
   std::string client_endpoint() const;  // empty: none

@@ -100,6 +100,7 @@ std::vector<std::string> names_of(const SweepState& state) {
   for (const auto& [name, sweep] : state.sweeps()) sweeps.push_back(&sweep);
   std::ranges::sort(sweeps, std::greater{}, [](const auto* sweep) { return sweep->submission(); });
   std::vector<std::string> names;
+  names.reserve(sweeps.size());
   for (const auto* sweep : sweeps) names.push_back(sweep->name());
   return names;
 }

@@ -12,7 +12,7 @@ namespace saesweep::scheduler {
 
 // An empty name: the sweep submitted last. Errors: kNotFound, with the names there are; kCorrupted
 // for JSON that cannot be read. `store` holds the artifacts.
-Result<SweepResult> to_result(const SweepState& state, const std::string& sweep,
+Result<SweepResult> to_result(const SweepState& state, const std::string& name,
                               const std::filesystem::path& store);
 
 // Newest first.

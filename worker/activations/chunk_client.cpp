@@ -127,7 +127,7 @@ Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byt
 
 Result<std::uint32_t> ChunkClient::harvest_and_write(std::uint32_t index, std::span<std::byte> out,
                                                      const Harvest& harvest, bool claimed) {
-  const auto rows = harvest(out);
+  auto rows = harvest(out);
   if (rows && *rows * row_bytes_ <= std::min(slot_bytes_, out.size())) {
     std::memcpy(memory_ + kSlot * slot_bytes_, out.data(), *rows * row_bytes_);
     const auto written = ask(ChunkRequest::WRITE, index, *rows);

@@ -325,7 +325,7 @@ Result<Agent> Agent::create(AgentOptions options) {
   return Agent(std::move(state));
 }
 
-Result<void> Agent::run(std::stop_token stop) { return state_->loop(stop); }
+Result<void> Agent::run(const std::stop_token& stop) { return state_->loop(stop); }
 AgentEnd Agent::end() const { return state_->end; }
 
 }  // namespace saesweep::agent

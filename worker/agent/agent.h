@@ -70,7 +70,7 @@ class Agent {
   // scheduler says BYE. In the thread that called create().
   // Errors: kUnavailable if the scheduler refused this agent or was gone for too long; what ran has
   // checkpointed then. kInvalidArgument if its store is out of reach.
-  Result<void> run(std::stop_token stop);
+  Result<void> run(const std::stop_token& stop);
   AgentEnd end() const;  // after run()
 
  private:

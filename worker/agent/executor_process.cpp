@@ -94,7 +94,7 @@ struct Launch {
   for (int number = 1; number < NSIG; ++number) ::signal(number, SIG_DFL);
   sigset_t none;
   ::sigemptyset(&none);
-  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);  // NOLINT(concurrency-mt-unsafe): one thread
   // First out of the way of 0 to 3, then to their places, where they survive the exec.
   const int socket = ::fcntl(launch.socket, F_DUPFD_CLOEXEC, 16);
   const int output = ::fcntl(launch.output, F_DUPFD_CLOEXEC, 16);
@@ -202,7 +202,8 @@ Result<ExecutorProcess> ExecutorProcess::start(const ExecutorOptions& options) {
                                     std::to_string(kChannelDescriptor)};
   std::vector<std::string> inherited;
   for (const char* name : kInherited)
-    if (const char* value = std::getenv(name)) inherited.push_back(std::string(name) + "=" + value);
+    if (const char* value = std::getenv(name))  // NOLINT(concurrency-mt-unsafe): nobody sets one
+      inherited.push_back(std::string(name) + "=" + value);
   Launch launch;
   for (std::string& word : words) launch.arguments.push_back(word.data());
   launch.arguments.push_back(nullptr);

@@ -74,7 +74,7 @@ Rules::Rules(int size) : size_(size) {
       const bool is_centre =
           (row == centre || row == centre + 1) && (column == centre || column == centre + 1);
       if (is_centre) continue;
-      const auto square = static_cast<std::size_t>(size * row + column);
+      const auto square = static_cast<std::size_t>(size) * row + column;
       token_of_[square] = static_cast<std::int8_t>(token);
       square_of_token_[static_cast<std::size_t>(token)] = static_cast<std::int8_t>(square);
       ++token;
