@@ -20,6 +20,7 @@ using namespace std::chrono_literals;
 struct LogsFlags {
   AskFlags scheduler;
   std::string trial, sweep;
+  std::uint64_t attempt = 0;  // 0: the newest
   bool follow = false, json = false;
 };
 
@@ -38,8 +39,10 @@ int logs(const LogsFlags& flags) {
   std::uint64_t offset = 0;
   std::uint64_t run = 0;
   while (true) {
-    const auto answer =
-        scheduler->ask("log", {{"trial", flags.trial}, {"sweep", flags.sweep}, {"offset", offset}});
+    const auto answer = scheduler->ask("log", {{"trial", flags.trial},
+                                               {"sweep", flags.sweep},
+                                               {"attempt", flags.attempt},
+                                               {"offset", offset}});
     if (!answer) return complain("logs", answer.error());
     const std::uint64_t now = answer->value("run", std::uint64_t{0});
     if (now != run && run != 0 && offset > 0) {  // another attempt begins its own log
@@ -69,12 +72,16 @@ Action add_logs(CLI::App& program, const GlobalFlags&) {
   verb->add_option("TRIAL", flags->trial, "5, last, an id (12 hex digits), or id:3fa9")->required();
   verb->add_option("--sweep", flags->sweep, "Its sweep (default: the one submitted last)")
       ->type_name("NAME");
+  verb->add_option("--attempt", flags->attempt, "As explain numbers them (default: the newest)")
+      ->type_name("N")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 32));
   verb->add_flag("--follow", flags->follow, "Go on until the trial is over");
   add_ask_flags(*verb, flags->scheduler);
   verb->add_flag("--json", flags->json, "A piece a line, for machines");
   verb->footer(R"(Examples:
   saesweep logs 3
   saesweep logs last --follow
+  saesweep logs 3 --attempt 1                        why the first one died
 
 The trials of a run share one executor and its log. 1 MiB of each run is kept.
 )");

@@ -1,9 +1,12 @@
 // saesweep serve: the scheduler alone, for workers and clients that come and go.
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
@@ -133,8 +136,30 @@ Result<protocol::ServerSecurity> security_of(const ServeFlags& flags, const fs::
   return protocol::read_server_security(directory);
 }
 
+// A connection each of worker and client, and the journal's files.
+constexpr rlim_t kFewestFiles = 1280, kManyFiles = 65'536;
+
+// Shells give 1024 and allow more.
+Result<void> raise_limit_of_open_files() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t wanted = std::min(limit.rlim_max, kManyFiles);
+  if (limit.rlim_cur < wanted) {
+    limit.rlim_cur = wanted;
+    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0)
+      return fail(system_error(errno, "raise the limit of open files"));
+  }
+  if (limit.rlim_cur < kFewestFiles)
+    return fail(ErrorCode::kUnavailable,
+                "this process may open {} files; 1024 and 4 for each worker would be right "
+                "(ulimit -n), {} at least",
+                limit.rlim_cur, kFewestFiles);
+  return {};
+}
+
 int serve(const ServeFlags& flags, const GlobalFlags& globals) {
   const auto complain_of = [](const Error& error) { return complain("serve", error); };
+  if (auto raised = raise_limit_of_open_files(); !raised) return complain_of(raised.error());
   const fs::path state = fs::absolute(flags.state).lexically_normal();
   auto interrupts = Interrupts::take();
   if (!interrupts) return complain_of(interrupts.error());

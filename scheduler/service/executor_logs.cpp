@@ -1,5 +1,7 @@
 #include "scheduler/service/executor_logs.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -61,15 +63,15 @@ std::size_t make_utf8(std::string& text) {
   return text.size();
 }
 
-// The run to look at: of the newest attempt that trained, else that scored.
-std::uint64_t run_of(const SweepState& state, const journal::Subject& trial) {
+// One that trained, else one that scored.
+const journal::Task* task_with_attempts(const SweepState& state, const journal::Subject& trial) {
   std::vector<std::string> ids{trial.train_task()};
   ids.insert(ids.end(), trial.evaluate_tasks().begin(), trial.evaluate_tasks().end());
   for (const std::string& id : ids)
     if (const journal::Task* task = state.find_task(id);
         task != nullptr && task->attempts_size() > 0)
-      return task->attempts(task->attempts_size() - 1).run();
-  return 0;
+      return task;
+  return nullptr;
 }
 
 // "run-<id>.log"
@@ -83,17 +85,34 @@ bool is_run_log(const std::string& name, std::uint64_t& run) {
 }  // namespace
 
 Result<Json> read_log(const SweepState& state, const journal::Sweep& sweep,
-                      const journal::Subject& trial, const fs::path& store, std::uint64_t offset) {
+                      const journal::Subject& trial, const fs::path& store, std::uint64_t offset,
+                      std::uint64_t attempt) {
   const std::string id = trial.identity().substr(0, kIdDigits);
   const std::string outcome = outcome_of(state, sweep, trial).state;
-  const std::uint64_t run = run_of(state, trial);
-  Json answer{
-      {"schema", 1},      {"trial", id},    {"run", run}, {"state", outcome},
-      {"offset", offset}, {"next", offset}, {"text", ""}, {"more", outcome == "unfinished"}};
-  if (run == 0) {
-    if (outcome == "unfinished") return answer;
+  const journal::Task* task = task_with_attempts(state, trial);
+  if (task == nullptr && outcome != "unfinished")
     return fail(ErrorCode::kNotFound, "trial {} was never run", id);
+  const auto attempts = task == nullptr ? 0 : task->attempts_size();
+  const journal::Attempt* newest = attempts == 0 ? nullptr : &task->attempts(attempts - 1);
+  const journal::Attempt* asked = newest;
+  if (attempt != 0) {
+    std::vector<std::uint64_t> known;  // the oldest ones are forgotten
+    asked = nullptr;
+    for (int i = 0; i < attempts; ++i) {
+      known.push_back(task->attempts(i).fence());
+      if (known.back() == attempt) asked = &task->attempts(i);
+    }
+    if (asked == nullptr)
+      return fail(ErrorCode::kNotFound, "trial {} has no attempt {}; {} would be right", id,
+                  attempt, known.empty() ? "later" : fmt::format("{}", fmt::join(known, ", ")));
   }
+  const bool goes_on = outcome == "unfinished" && asked == newest;
+  const std::uint64_t run = asked == nullptr ? 0 : asked->run();
+  Json answer{
+      {"schema", 1},    {"trial", id},      {"attempt", asked == nullptr ? 0 : asked->fence()},
+      {"run", run},     {"state", outcome}, {"offset", offset},
+      {"next", offset}, {"text", ""},       {"more", goes_on}};
+  if (run == 0) return answer;
   const fs::path file = store / "logs" / fmt::format("run-{}.log", run);
   std::error_code problem;
   const std::uintmax_t size = fs::file_size(file, problem);
@@ -111,7 +130,7 @@ Result<Json> read_log(const SweepState& state, const journal::Sweep& sweep,
   const std::size_t used = make_utf8(text);
   answer["text"] = std::move(text);
   answer["next"] = offset + used;
-  answer["more"] = outcome == "unfinished" || offset + used < size;
+  answer["more"] = goes_on || offset + used < size;
   return answer;
 }
 

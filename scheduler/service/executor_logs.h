@@ -13,13 +13,13 @@
 
 namespace saesweep::scheduler {
 
-// log.schema.json: {"schema", "trial", "run", "state", "offset", "next", "text", "more"}: a piece
-// of the log of the newest run that trained the trial, from `offset` bytes on. Bytes that are no
-// UTF-8 become '?'. `more`: there may be more to come.
-// Errors: kNotFound if nothing ran yet or its log is gone; kUnavailable.
+// log.schema.json: {"schema", "trial", "attempt", "run", "state", "offset", "next", "text",
+// "more"}: a piece of the log of a run that trained the trial, from `offset` bytes on. `attempt`:
+// as explain numbers them, 0 for the newest. Bytes that are no UTF-8 become '?'. `more`: there may
+// be more to come. Errors: kNotFound if nothing ran yet or there is no such attempt; kUnavailable.
 Result<Json> read_log(const SweepState& state, const journal::Sweep& sweep,
                       const journal::Subject& trial, const std::filesystem::path& store,
-                      std::uint64_t offset);
+                      std::uint64_t offset, std::uint64_t attempt = 0);
 
 // What an agent elsewhere sends of a log: bytes at their place in logs/<name>, again and again.
 // Errors: kInvalidArgument for no name of a log and for bytes past its largest size; kUnavailable.

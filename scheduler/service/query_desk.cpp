@@ -66,7 +66,8 @@ Result<Json> answer_events(const QueryDesk::View& view, const EventRing& events,
 Result<Json> answer_log(const QueryDesk::View& view, const Json& body) {
   SAE_TRY(const ChosenTrial chosen, one_trial(view.state, body));
   SAE_TRY(const std::uint64_t offset, number_of(body, "offset", 0));
-  return read_log(view.state, *chosen.sweep, *chosen.trial, view.store_directory, offset);
+  SAE_TRY(const std::uint64_t attempt, number_of(body, "attempt", 0));
+  return read_log(view.state, *chosen.sweep, *chosen.trial, view.store_directory, offset, attempt);
 }
 
 }  // namespace

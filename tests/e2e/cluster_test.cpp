@@ -142,6 +142,10 @@ TEST_F(Cluster, AnswersWhatIsAskedAndDoesWhatItIsTold) {
   EXPECT_EQ(scene.asked("a", {"status", "last"}, "status")["sweeps"][0]["rows"][0]["worker"],
             "one");
   EXPECT_EQ(scene.asked("a", {"logs", "0"}, "log")["state"], "unfinished");
+  EXPECT_EQ(scene.asked("a", {"logs", "0", "--attempt", "1"}, "log")["attempt"], 1);
+  const Finished no_such = scene.ask("a", {"logs", "0", "--attempt", "7"});
+  EXPECT_EQ(no_such.exit_code, 2);
+  EXPECT_THAT(no_such.err, HasSubstr("has no attempt 7; 1 would be right"));
 
   scene.asked("a", {"pause", "tiny"}, "command");
   EXPECT_EQ(sweep_state("a"), "paused");
@@ -211,6 +215,15 @@ TEST_F(Cluster, RefusesWhatItCannotServeSafely) {
                                           "tcp://127.0.0.1:*", "--insecure-loopback"});
   EXPECT_EQ(second.exit_code, 3) << second.err;
   EXPECT_THAT(second.err, HasSubstr(scene.state("a").string()));
+
+  const Finished cramped =
+      Program({"/bin/sh", "-c",
+               "ulimit -n 512; exec " SAESWEEP_PROGRAM " serve --state b --listen "
+               "tcp://127.0.0.1:* --insecure-loopback"},
+              scene.path())
+          .wait();
+  EXPECT_EQ(cramped.exit_code, 3);
+  EXPECT_THAT(cramped.err, HasSubstr("may open 512 files"));
 }
 
 // Of workers that share no folder with the scheduler. All of this is one machine, so the token by
