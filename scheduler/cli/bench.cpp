@@ -209,6 +209,10 @@ Action add_bench(CLI::App& program, const GlobalFlags&) {
       ->add_option("--singles", of_tasks->bench.latencies,
                    "Sweeps of one task, whose latency is measured (default 200)")
       ->check(CLI::Range(0, 1'000'000));
+  tasks
+      ->add_option("--idle", of_tasks->bench.idle_s,
+                   "Seconds to look at an idle scheduler (default 5)")
+      ->check(CLI::Range(0, 3600));
   tasks->add_option("--dir", of_tasks->directory, "Whose disk to use (default: this directory's)")
       ->type_name("DIR");
   verb->footer(R"(Examples:

@@ -1,10 +1,13 @@
 #include "scheduler/service/bench_tasks.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <ctime>
 #include <deque>
 #include <list>
 #include <map>
@@ -229,6 +232,23 @@ class Cluster {
     }
     return {};
   }
+  // Processor time that the scheduler's thread takes a second while nobody has anything to do but
+  // to say that it lives, beats and answers included.
+  Result<double> idle_share(std::chrono::seconds time) {
+    clockid_t clock{};
+    if (const int problem = ::pthread_getcpuclockid(thread_.native_handle(), &clock); problem != 0)
+      return fail(system_error(problem, "the clock of the scheduler's thread"));
+    const auto used = [&] {
+      timespec spent{};
+      ::clock_gettime(clock, &spent);
+      return static_cast<double>(spent.tv_sec) + 1e-9 * static_cast<double>(spent.tv_nsec);
+    };
+    const double before = used();
+    const auto begin = Clock::now();
+    std::this_thread::sleep_for(time);
+    return (used() - before) / seconds_since(begin);
+  }
+
   void stop() {
     agents_.clear();
     client_.reset();
@@ -325,6 +345,21 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
   return static_cast<double>(bench.tasks) / seconds_since(begin);
 }
 
+// As a scheduler that begins anew: from the journal's files to a state that decides.
+Result<Json> recover(const fs::path& journal) {
+  std::uint64_t bytes = 0;
+  for (const auto& file : fs::directory_iterator(journal))
+    if (file.is_regular_file()) bytes += file.file_size();
+  const auto begin = Clock::now();
+  SAE_TRY(const StateStore store, StateStore::open(journal, StateStore::Mode::kWrite));
+  const double seconds = seconds_since(begin);
+  const std::size_t tasks = store.state().tasks().size();
+  return Json{{"tasks", tasks},
+              {"seconds", seconds},
+              {"journal_bytes_per_task",
+               static_cast<double>(bytes) / static_cast<double>(std::max<std::size_t>(1, tasks))}};
+}
+
 Result<Json> measure(const TasksBench& bench) {
   Cluster cluster;
   SAE_TRY_VOID(cluster.start(bench));
@@ -341,7 +376,12 @@ Result<Json> measure(const TasksBench& bench) {
     SAE_TRY(const auto taken, cluster.bring_through(submission_of(fmt::format("single-{}", i), 1)));
     latencies.push_back(1e3 * taken.whole_s);
   }
+  double idle = 0;
+  if (bench.idle_s > 0) {
+    SAE_TRY(idle, cluster.idle_share(std::chrono::seconds(bench.idle_s)));
+  }
   cluster.stop();
+  SAE_TRY(const Json recovery, recover(bench.directory / "state" / "journal"));
   for (unsigned round = 0; round < bench.rounds; ++round) {
     SAE_TRY(const double rate,
             tasks_per_second_of_the_core(bench, bench.directory / fmt::format("core-{}", round)));
@@ -357,6 +397,9 @@ Result<Json> measure(const TasksBench& bench) {
                 {"submit_s", at_quantile(submits, 0.5)},
                 {"baseline", {{"name", "core"}, {"tasks_per_s", core}}},
                 {"ratio", rate / core}};
+  measured["recovery"] = recovery;
+  if (bench.idle_s > 0)
+    measured["idle"] = {{"seconds", bench.idle_s}, {"scheduler_cpu_share", idle}};
   if (!latencies.empty())
     measured["latency_ms"] = {{"p50", at_quantile(latencies, 0.5)},
                               {"p99", at_quantile(latencies, 0.99)}};

@@ -17,6 +17,7 @@ struct TasksBench {
   std::uint32_t agents = 0;         // 0: one for each 125 slots
   unsigned rounds = 5;
   unsigned latencies = 200;  // sweeps of one task each, one after the other
+  unsigned idle_s = 5;       // how long to look at a scheduler whose agents only say that they live
 };
 
 // Scheduler, agents and client are threads of this process that share nothing but sockets

@@ -313,7 +313,7 @@ TEST_F(ProgramTest, BenchCacheMeasuresAgainstARawFile) {
 TEST_F(ProgramTest, BringsTasksThatDoNothingThroughAnEncryptedScheduler) {
   const Finished bench =
       saesweep({"bench", "tasks", "--slots", "8", "--agents", "2", "--tasks", "200", "--rounds",
-                "1", "--singles", "2", "--dir", dir.path().string(), "--json"});
+                "1", "--singles", "2", "--idle", "1", "--dir", dir.path().string(), "--json"});
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const Json json = parse_json(bench.out).value();
   EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema("bench")), IsEmpty());
@@ -321,6 +321,9 @@ TEST_F(ProgramTest, BringsTasksThatDoNothingThroughAnEncryptedScheduler) {
   EXPECT_GT(json["tasks_per_s"], 0);
   EXPECT_GT(json["baseline"]["tasks_per_s"], 0);
   EXPECT_LE(json["latency_ms"]["p50"], json["latency_ms"]["p99"]);
+  EXPECT_GT(json["idle"]["scheduler_cpu_share"], 0);
+  EXPECT_EQ(json["recovery"]["tasks"], 8 + 200 + 2) << "the warm-up, a round, the singles";
+  EXPECT_GT(json["recovery"]["journal_bytes_per_task"], 0);
   for (const auto& left : fs::directory_iterator(dir.path()))
     EXPECT_FALSE(left.path().filename().string().starts_with("saesweep-bench-")) << left.path();
 }
