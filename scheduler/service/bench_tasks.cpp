@@ -302,6 +302,7 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
     for (Reply& reply : decision.replies) replies.push_back(std::move(reply));
   };
   hear("", ProcessBegins{.adopt = true});
+  hear("", submission_of("core", bench.tasks));
   std::map<std::string, std::uint32_t> slots;  // by session
   for (std::uint32_t i = 0; i < bench.agents; ++i) {
     protocol::Hello hello;
@@ -311,7 +312,6 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
     slots[session] = hello.slots();
     hear(session, std::move(hello));
   }
-  hear("", submission_of("core", bench.tasks));
   SAE_TRY_VOID(store.commit());
   replies.clear();
   const auto begin = Clock::now();
