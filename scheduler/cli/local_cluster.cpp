@@ -87,14 +87,14 @@ void SocketFolder::remove() {
 }
 
 LocalCluster::LocalCluster(scheduler::SchedulerService& service, agent::AgentOptions agent) {
-  scheduler_ = run_thread("scheduler", [this, &service](std::stop_token stop) {
-    served_ = service.run(std::move(stop));
+  scheduler_ = run_thread("scheduler", [this, &service](const std::stop_token& stop) {
+    served_ = service.run(stop);
     ended_.store(true, std::memory_order_release);
   });
-  agent_ = run_thread("agent", [this, options = std::move(agent)](std::stop_token stop) {
+  agent_ = run_thread("agent", [this, options = std::move(agent)](const std::stop_token& stop) {
     // Made here: its sockets belong to this thread.
     auto made = agent::Agent::create(options);
-    const Result<void> ran = made ? made->run(std::move(stop)) : fail(made.error());
+    const Result<void> ran = made ? made->run(stop) : fail(made.error());
     if (ran) return;
     agent_error_ = ran.error();
     log::error("agent.ended error={}", ran.error().message);

@@ -211,8 +211,8 @@ int serve(const ServeFlags& flags, const GlobalFlags& globals) {
   std::atomic<bool> ended = false;
   int signal_number = 0;
   {
-    std::jthread thread = run_thread("scheduler", [&](std::stop_token stop) {
-      served = service->run(std::move(stop));
+    std::jthread thread = run_thread("scheduler", [&](const std::stop_token& stop) {
+      served = service->run(stop);
       ended.store(true, std::memory_order_release);
     });
     while (signal_number == 0 && !ended.load(std::memory_order_acquire))
