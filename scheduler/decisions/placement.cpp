@@ -118,17 +118,16 @@ std::uint64_t first_run_of(const SweepState& state, const Worker& worker,
 
 }  // namespace
 
-const std::pair<const std::string, Worker>* chunk_source_of(const SweepState& state,
-                                                            const std::string& session,
-                                                            const std::string& stream,
-                                                            const std::string* begun,
-                                                            TimePoint now) {
+const NamedWorker* chunk_source_of(const SweepState& state, const std::string& session,
+                                   const std::string& stream, const std::string* begun,
+                                   TimePoint now) {
   if (stream.empty()) return nullptr;
   const Worker& own = state.workers().at(session);
   const std::uint64_t own_bytes = bytes_held(own, stream);
   const std::uint64_t own_run = first_run_of(state, own, stream);
   const bool is_own_first = begun != nullptr && *begun == session;
-  const std::pair<const std::string, Worker>*most = nullptr, *first = nullptr;
+  const NamedWorker* most = nullptr;
+  const NamedWorker* first = nullptr;
   std::uint64_t most_bytes = own_bytes;
   std::uint64_t first_run = is_own_first ? 0 : own_run;
   for (const auto& other : state.workers()) {

@@ -44,11 +44,9 @@ const journal::Task* overtaken(const SweepState& state, TimePoint now);
 // itself, the one that has done so for the longest: `begun` says who begins it in this moment. Only
 // one that serves chunks, that is heard, and whose address is of use over there: a loopback one is
 // on the same host. Null: none.
-const std::pair<const std::string, Worker>* chunk_source_of(const SweepState& state,
-                                                            const std::string& session,
-                                                            const std::string& stream,
-                                                            const std::string* begun,
-                                                            TimePoint now);
+const NamedWorker* chunk_source_of(const SweepState& state, const std::string& session,
+                                   const std::string& stream, const std::string* begun,
+                                   TimePoint now);
 
 // Slots that a sweep's runs take now, by number of its desk.
 std::vector<double> slots_taken(const SweepState& state);

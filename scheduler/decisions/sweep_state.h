@@ -42,6 +42,8 @@ struct Worker {
   std::set<std::uint64_t> runs;  // leased to it
 };
 
+using NamedWorker = std::pair<const std::string, Worker>;  // by session
+
 // What an event changed. A run or sweep named here may be gone.
 struct Changes {
   bool meta = false;

@@ -17,7 +17,10 @@ Result<ChunkDesk> ChunkDesk::open(const protocol::ServerSecurity& security) {
   return desk;
 }
 
-void ChunkDesk::complete(protocol::Welcome& welcome) const {
+void ChunkDesk::complete(protocol::Welcome& welcome, const SweepState& state,
+                         const std::string& worker) const {
+  if (const auto known = state.workers().find(worker); known != state.workers().end())
+    welcome.set_chunks_endpoint(known->second.chunks_endpoint);
   if (!keys_) return;
   welcome.set_chunks_public(keys_->public_key.data(), keys_->public_key.size());
   welcome.set_chunks_secret(std::string(keys_->secret_key.text()));

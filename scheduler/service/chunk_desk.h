@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/result.h"
+#include "scheduler/decisions/sweep_state.h"
 #include "scheduler/protocol/keys.h"
 #include "scheduler/protocol/messages.pb.h"
 #include "scheduler/protocol/security.h"
@@ -18,7 +19,9 @@ class ChunkDesk {
   // Without keys nothing is given out. Errors: as make_key_pair().
   static Result<ChunkDesk> open(const protocol::ServerSecurity& security);
 
-  void complete(protocol::Welcome& welcome) const;
+  // The worker may have left again.
+  void complete(protocol::Welcome& welcome, const SweepState& state,
+                const std::string& worker) const;
 
  private:
   std::optional<protocol::KeyPair> keys_;

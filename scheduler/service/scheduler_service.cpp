@@ -175,7 +175,7 @@ struct SchedulerService::State {
     welcome.set_store_directory(files_at.directory.string());
     welcome.set_store_token(files_at.token);
     if (data) welcome.set_data_endpoint(data->announced());
-    chunk_desk.complete(welcome);
+    chunk_desk.complete(welcome, state(), peer);
   }
   void send(Reply& reply) {
     if (auto* welcome = std::get_if<protocol::Welcome>(&reply.body)) complete(reply.peer, *welcome);

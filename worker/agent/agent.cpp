@@ -48,7 +48,7 @@ struct Agent::State {
         link(std::move(connected)),
         cache(std::move(opened)),
         wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-    if (cache) chunks.join_others(&board, &fetching);
+    if (cache) chunks.join_others(board, fetching);
   }
 
   AgentOptions options;
@@ -210,6 +210,7 @@ struct Agent::State {
     auto keys = chunk_keys_of(welcome);
     if (keys && chunk_server) chunk_server->admit(keys->public_key);
     if (keys) fetching.use(std::move(keys));
+    if (chunk_server) fetching.introduce(welcome.chunks_endpoint(), chunk_server->public_key());
   }
 
   void hear(const protocol::Welcome& welcome) {

@@ -37,4 +37,20 @@ std::optional<double> ChunkBoard::harvest_seconds(const std::string& stream) con
   return found == took_.end() ? std::nullopt : found->second.value();
 }
 
+void ChunkBoard::note_ahead(protocol::ChunkSource node) {
+  const std::lock_guard lock(mutex_);
+  if (ahead_.size() >= kMostStreams && !ahead_.contains(node.stream())) ahead_.clear();
+  std::string stream = node.stream();
+  ahead_.insert_or_assign(std::move(stream), std::move(node));
+}
+
+std::optional<protocol::ChunkSource> ChunkBoard::take_ahead(const std::string& stream) {
+  const std::lock_guard lock(mutex_);
+  const auto found = ahead_.find(stream);
+  if (found == ahead_.end()) return std::nullopt;
+  protocol::ChunkSource node = std::move(found->second);
+  ahead_.erase(found);
+  return node;
+}
+
 }  // namespace saesweep::agent

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/clock.h"
+#include "scheduler/protocol/messages.pb.h"
 
 namespace saesweep::agent {
 
@@ -38,6 +39,12 @@ class ChunkBoard {
   // What a chunk takes, lately, in seconds; nothing if none was harvested here since we began.
   std::optional<double> harvest_seconds(const std::string& stream) const;
 
+  // Another node asked for a chunk of the stream that is not here and that nobody here harvests: it
+  // is going to, so it is ahead of us.
+  void note_ahead(protocol::ChunkSource node);
+  // The last one, once.
+  std::optional<protocol::ChunkSource> take_ahead(const std::string& stream);
+
   std::atomic<std::uint64_t> served = 0;  // chunks
   std::atomic<std::uint64_t> served_bytes = 0;
 
@@ -45,6 +52,7 @@ class ChunkBoard {
   mutable std::mutex mutex_;
   std::set<std::pair<std::string, std::uint32_t>> coming_;  // under mutex_
   std::map<std::string, MovingMean> took_;                  // under mutex_
+  std::map<std::string, protocol::ChunkSource> ahead_;      // under mutex_
 };
 
 }  // namespace saesweep::agent

@@ -33,6 +33,7 @@ struct Order {
   std::uint32_t index = 0;
   std::string endpoint;
   std::string server_key;
+  std::string own_endpoint, own_key;  // to introduce ourselves with
   std::shared_ptr<const protocol::KeyPair> keys;
   TimePoint until{};
 };
@@ -49,6 +50,16 @@ struct Delivery {
 };
 
 TimePoint now() { return SystemClock().now(); }
+
+bool is_loopback(std::string_view endpoint) {
+  return endpoint.starts_with("tcp://127.") || endpoint.starts_with("tcp://[::1]:");
+}
+
+// Of a connection: where, to whom, as whom.
+std::string name_of(const Order& order) {
+  return order.endpoint + " " + order.server_key +
+         (order.keys ? protocol::z85(order.keys->public_key) : "");
+}
 
 protocol::ClientSecurity security_of(const Order& order) {
   protocol::ClientSecurity security;
@@ -76,7 +87,7 @@ struct ChunkFetching::Carrier {
   };
   // Of the thread:
   std::vector<Pending> pending;
-  std::map<std::string, protocol::DataClient> clients;  // by endpoint and key
+  std::map<std::string, protocol::DataClient> clients;  // by name_of()
 
   std::jthread thread;  // last: it uses all of the above
 
@@ -103,17 +114,17 @@ struct ChunkFetching::Carrier {
   }
 
   // The node of this order for all that is wanted of it.
-  void ask(const Order& first, const std::stop_token& stop) {
-    const std::string endpoint = first.endpoint, server_key = first.server_key;
+  void ask(const Order& one_of_them, const std::stop_token& stop) {
+    const Order first = one_of_them;
     const auto rest = std::stable_partition(pending.begin(), pending.end(), [&](const auto& one) {
-      return one.order.endpoint == endpoint && one.order.server_key == server_key &&
+      return one.order.endpoint == first.endpoint && one.order.server_key == first.server_key &&
              one.order.keys == first.keys;
     });
     std::vector<Pending> asked(std::make_move_iterator(pending.begin()),
                                std::make_move_iterator(rest));
     pending.erase(pending.begin(), rest);
     std::vector<Pending> again;
-    std::size_t next = 0, answered = 0;
+    std::size_t next = 0;
     std::vector<bool> is_answered(asked.size(), false);
     const auto find = [&](const DataRequest& request) {
       for (std::size_t i = 0; i < asked.size(); ++i)
@@ -123,13 +134,15 @@ struct ChunkFetching::Carrier {
       return asked.size();
     };
     const auto exchange = [&]() -> Result<void> {
-      SAE_TRY(protocol::DataClient * client, client_of(asked.front().order));
+      SAE_TRY(protocol::DataClient * client, client_of(first));
       return client->exchange(
           [&](DataRequest& request) -> Result<bool> {
             if (next == asked.size()) return false;
             asked[next].asked = now();
             request.mutable_chunk()->set_stream(asked[next].order.stream);
             request.mutable_chunk()->set_index(asked[next].order.index);
+            request.mutable_chunk()->set_own_endpoint(asked[next].order.own_endpoint);
+            request.mutable_chunk()->set_own_key(asked[next].order.own_key);
             ++next;
             return true;
           },
@@ -138,14 +151,13 @@ struct ChunkFetching::Carrier {
             if (i == asked.size()) return {};
             SAE_TRY(const bool is_over, hear(asked[i], reply.chunk()));
             is_answered[i] = true;
-            ++answered;
             if (!is_over) again.push_back(std::move(asked[i]));
             return {};
           },
           stop);
     };
     if (const auto done = exchange(); !done) {
-      clients.erase(endpoint + server_key);
+      clients.erase(name_of(first));
       for (std::size_t i = 0; i < asked.size(); ++i)
         if (!is_answered[i])
           deliver({.order = std::move(asked[i].order),
@@ -158,7 +170,7 @@ struct ChunkFetching::Carrier {
   }
 
   Result<protocol::DataClient*> client_of(const Order& order) {
-    const std::string name = order.endpoint + order.server_key;
+    const std::string name = name_of(order);
     auto found = clients.find(name);
     if (found == clients.end()) {
       if (clients.size() >= kMostNodes) clients.clear();
@@ -215,6 +227,11 @@ ChunkFetching::~ChunkFetching() = default;
 
 void ChunkFetching::use(std::shared_ptr<const protocol::KeyPair> keys) { keys_ = std::move(keys); }
 
+void ChunkFetching::introduce(std::string endpoint, std::string server_key) {
+  own_endpoint_ = std::move(endpoint);
+  own_key_ = std::move(server_key);
+}
+
 void ChunkFetching::learn(const protocol::ChunkSource& source) {
   if (source.stream().empty() || source.endpoint().empty()) return;
   if (sources_.size() >= kMostSources && !sources_.contains(source.stream())) sources_.clear();
@@ -245,10 +262,14 @@ bool ChunkFetching::begin(const std::string& stream, std::uint32_t index, TimePo
     resting_.erase(resting);
   }
   if (!is_worth_it(stream, source, now)) return false;
+  // A loopback address is of use on this machine only.
+  const bool is_of_use = !is_loopback(own_endpoint_) || is_loopback(source.endpoint);
   const bool taken = carrier_->orders.try_push({.stream = stream,
                                                 .index = index,
                                                 .endpoint = source.endpoint,
                                                 .server_key = source.server_key,
+                                                .own_endpoint = is_of_use ? own_endpoint_ : "",
+                                                .own_key = is_of_use ? own_key_ : "",
                                                 .keys = keys_,
                                                 .until = saesweep::agent::now() + kLongestWait});
   if (taken) ++in_flight_;

@@ -1,6 +1,7 @@
 // Brings chunks that are not in our cache from the cache of a node that has them, or is about to:
-// the one that the scheduler named with a run (ASSIGN). Whatever goes wrong means harvesting here,
-// as if there were no other node; no run fails for it.
+// the one that the scheduler named with a run (ASSIGN), or one that asked us for what we do not
+// have either, and so is ahead of us. Whatever goes wrong means harvesting here, as if there were
+// no other node; no run fails for it.
 //
 // A chunk is asked for when an executor misses it, and waited for at most kLongestWait, which only
 // one that is being harvested over there takes; a node that does not answer is given kNodePatience.
@@ -52,8 +53,12 @@ class ChunkFetching {
 
   // With which keys other nodes are asked; without, only those on loopback.
   void use(std::shared_ptr<const protocol::KeyPair> keys);
+  // Where we serve chunks ourselves: told to those whom we ask.
+  void introduce(std::string endpoint, std::string server_key);
   // From where chunks of a stream may come: instead of what was said before.
   void learn(const protocol::ChunkSource& source);
+
+  bool knows(const std::string& stream) const { return sources_.contains(stream); }
 
   // True if the chunk is on its way now: it is among arrived() later. False: harvest it.
   bool begin(const std::string& stream, std::uint32_t index, TimePoint now);
@@ -85,6 +90,7 @@ class ChunkFetching {
 
   const ChunkBoard& board_;
   std::shared_ptr<const protocol::KeyPair> keys_;
+  std::string own_endpoint_, own_key_;
   std::map<std::string, Source> sources_;     // by stream
   std::map<std::string, TimePoint> resting_;  // endpoints that are left alone, until when
   std::size_t in_flight_ = 0;

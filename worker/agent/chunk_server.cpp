@@ -15,6 +15,7 @@ using protocol::DataChunkReply;
 using protocol::DataReply;
 using protocol::DataRequest;
 
+constexpr std::size_t kMostEndpointBytes = 256;
 // What is left of a message is for its other fields.
 constexpr std::size_t kMostChunkBytes = protocol::kMaxBodyBytes - 4096;
 
@@ -33,7 +34,18 @@ struct ChunkServer::Desk {
       return reply;
     }
     fill(request.chunk().stream(), request.chunk().index(), *reply.mutable_chunk());
+    if (reply.chunk().status() == DataChunkReply::ABSENT) note(request.chunk());
     return reply;
+  }
+
+  void note(const protocol::DataChunk& asked) {
+    const std::string& endpoint = asked.own_endpoint();
+    if (!endpoint.starts_with("tcp://") || endpoint.size() > kMostEndpointBytes) return;
+    protocol::ChunkSource node;
+    node.set_stream(asked.stream());
+    node.set_endpoint(endpoint);
+    node.set_server_key(asked.own_key());
+    board.note_ahead(std::move(node));
   }
 
   void fill(const std::string& stream, std::uint32_t index, DataChunkReply& reply) {

@@ -243,9 +243,9 @@ ChunkReply::Status ChunkService::write(const Session& session, ConnectionId conn
 
 // ---- other nodes --------------------------------------------------------------------------------
 
-void ChunkService::join_others(ChunkBoard* board, ChunkFetching* fetching) {
-  board_ = board;
-  fetching_ = fetching;
+void ChunkService::join_others(ChunkBoard& board, ChunkFetching& fetching) {
+  board_ = &board;
+  fetching_ = &fetching;
 }
 
 int ChunkService::signal() const { return fetching_ == nullptr ? -1 : fetching_->signal(); }
@@ -259,7 +259,11 @@ void ChunkService::learn(const protocol::ChunkSource& source) {
 // Nobody here has a claim on it. False: it is to be harvested.
 bool ChunkService::begin_fetch(const ChunkRequest& request, TimePoint now) {
   const ChunkName chunk{request.stream(), request.index()};
-  if (fetching_ == nullptr || not_there_.contains(chunk)) return false;
+  if (fetching_ == nullptr) return false;
+  // Who lets us down, or is not known, makes way for one that is ahead.
+  if (!fetching_->knows(chunk.first) || not_there_.contains(chunk))
+    if (const auto ahead = board_->take_ahead(chunk.first)) learn(*ahead);
+  if (not_there_.contains(chunk)) return false;
   const auto held = claims_.find(chunk);
   if (held != claims_.end() && now < held->second.ends) return false;
   if (!fetching_->begin(chunk.first, chunk.second, now)) return false;
@@ -314,7 +318,9 @@ bool ChunkService::read_aside(const Session& session, const ChunkName& chunk, st
   const auto found = std::find_if(aside_.begin(), aside_.end(), [&](const auto& arrived) {
     return arrived.stream == chunk.first && arrived.index == chunk.second;
   });
-  if (found == aside_.end()) return false;
+  if (found == aside_.end() || found->shape.d_in != session.full.d_in ||
+      found->shape.dtype != session.full.dtype || found->shape.rows > session.full.rows)
+    return false;
   std::ranges::copy(found->values(), session.slot(slot).begin());
   rows = found->shape.rows;
   aside_.erase(found);

@@ -98,9 +98,8 @@ class ChunkService {
       : cache_(cache), claim_term_(claim_term) {}
   ~ChunkService();
 
-  // Harvests are told to `board`; what is missing is looked for by `fetching`. Both may be null and
-  // outlive this.
-  void join_others(ChunkBoard* board, ChunkFetching* fetching);
+  // Harvests are told to `board`; what is missing is looked for by `fetching`. Both outlive this.
+  void join_others(ChunkBoard& board, ChunkFetching& fetching);
 
   ChunkService(const ChunkService&) = delete;
   ChunkService& operator=(const ChunkService&) = delete;

@@ -96,7 +96,7 @@ TEST(Telemetry, NamesFollowTheRulesOfThePrometheusLinter) {
     EXPECT_THAT(name, Not(HasSubstr("counter")));
     EXPECT_THAT(name, Not(HasSubstr("gauge")));
   }
-  EXPECT_EQ(families, 16u);
+  EXPECT_EQ(families, 21u);
 }
 
 TEST(Telemetry, AnAgentThatStartedAgainDoesNotLowerACounter) {

@@ -65,7 +65,7 @@ struct Node {
 
   explicit Node(std::chrono::milliseconds patience = ChunkFetching::kNodePatience)
       : fetching(board, patience) {
-    service.join_others(&board, &fetching);
+    service.join_others(board, fetching);
   }
   void serve(bool encrypted = false) {
     server.emplace(ChunkServer::start("tcp://127.0.0.1:*", encrypted, cache, board).value());
@@ -208,6 +208,24 @@ TEST_F(ChunkFetchingTest, WhatNobodyHarvestsThereAnyMoreIsHarvestedHere) {
   };
   here.expect(4);
   EXPECT_EQ(here.harvested, 1);
+}
+
+TEST_F(ChunkFetchingTest, TwoThatReadTheSameFollowTheOneThatIsAhead) {
+  there.serve();
+  here.serve();
+  here.fetching.introduce(here.server->announced(), here.server->public_key());
+  here.service.learn(there.source());
+  here.begin_to_read();
+  there.begin_to_read();
+  here.expect(0);  // asks first, and so harvests
+  here.expect(1);
+  for (std::uint32_t i = 0; i < 4; ++i) there.expect(i);  // was told of nobody but by that
+  here.expect(2);
+  here.expect(3);
+  EXPECT_EQ(here.harvested, 2);
+  EXPECT_EQ(there.harvested, 2);
+  EXPECT_EQ(there.service.counters().fetched, 2u);
+  EXPECT_EQ(here.service.counters().fetched, 2u);
 }
 
 TEST_F(ChunkFetchingTest, AFlippedByteIsRefusedAndTheChunkHarvested) {
