@@ -69,6 +69,21 @@ struct Telemetry::State {
   prometheus::Counter& cache_refused_writes =
       counter("saesweep_cache_refused_writes_total",
               "Activation chunks trained on but not stored: disk or budget full.");
+  prometheus::Counter& chunks_fetched =
+      counter("saesweep_chunks_fetched_total",
+              "Activation chunks that a worker got from the cache of another.");
+  prometheus::Counter& chunk_bytes_fetched =
+      counter("saesweep_chunk_fetched_bytes_total",
+              "Bytes of the activation chunks that workers got from caches of others.");
+  prometheus::Counter& chunks_served =
+      counter("saesweep_chunks_served_total",
+              "Activation chunks that a worker sent from its cache to another.");
+  prometheus::Counter& chunk_bytes_served =
+      counter("saesweep_chunk_served_bytes_total",
+              "Bytes of the activation chunks that workers sent to others.");
+  prometheus::Counter& chunk_fetches_failed =
+      counter("saesweep_chunk_fetches_failed_total",
+              "Activation chunks that another worker was asked for in vain: harvested again.");
   prometheus::Counter& executor_restarts = counter(
       "saesweep_executor_restarts_total", "Executors replaced after they ended unexpectedly.");
 
@@ -171,6 +186,11 @@ void Telemetry::observe_agent(std::string_view worker, const AgentTotals& totals
   add(state.cache_evicted_bytes, &AgentTotals::cache_evicted_bytes);
   add(state.cache_corrupt_chunks, &AgentTotals::cache_corrupt_chunks);
   add(state.cache_refused_writes, &AgentTotals::cache_refused_writes);
+  add(state.chunks_fetched, &AgentTotals::chunks_fetched);
+  add(state.chunk_bytes_fetched, &AgentTotals::chunk_bytes_fetched);
+  add(state.chunks_served, &AgentTotals::chunks_served);
+  add(state.chunk_bytes_served, &AgentTotals::chunk_bytes_served);
+  add(state.chunk_fetches_failed, &AgentTotals::chunk_fetches_failed);
   add(state.executor_restarts, &AgentTotals::executor_restarts);
   add(state.trained_tokens, &AgentTotals::trained_tokens);
   add(state.harvested_tokens, &AgentTotals::harvested_tokens);

@@ -75,6 +75,11 @@ struct AgentTotals {
   std::uint64_t cache_evicted_bytes = 0;
   std::uint64_t cache_corrupt_chunks = 0;
   std::uint64_t cache_refused_writes = 0;
+  std::uint64_t chunks_fetched = 0;  // from caches of other workers
+  std::uint64_t chunk_bytes_fetched = 0;
+  std::uint64_t chunks_served = 0;  // to other workers
+  std::uint64_t chunk_bytes_served = 0;
+  std::uint64_t chunk_fetches_failed = 0;
   std::uint64_t executor_restarts = 0;
   std::uint64_t trained_tokens = 0;
   std::uint64_t harvested_tokens = 0;

@@ -22,6 +22,7 @@
 #include "scheduler/cli/verbs.h"
 #include "sweeps/values.h"
 #include "worker/agent/agent.h"
+#include "worker/agent/chunk_server.h"
 
 namespace saesweep::cli {
 namespace {
@@ -40,7 +41,7 @@ constexpr int kExitInternal = 70;
 constexpr double kMemoryShare = 0.9;
 
 struct WorkerFlags {
-  std::string connect, access, name, memory, task, idle_timeout;
+  std::string connect, access, name, memory, task, idle_timeout, chunks;
   std::string state = "./saesweep-worker";
   std::string patience = "10m";
   std::uint32_t slots = 1, threads = 0;
@@ -95,6 +96,9 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
   options.memory_bytes =
       static_cast<std::uint64_t>(kMemoryShare * static_cast<double>(usable_memory_bytes()));
   options.outlives_scheduler = true;
+  options.chunks_endpoint =
+      flags.chunks.empty() ? agent::usual_chunks_endpoint(way->endpoint) : flags.chunks;
+  if (flags.chunks == "off") options.chunks_endpoint.clear();
   if (!flags.memory.empty()) {
     const auto size = sweeps::parse_size(flags.memory);
     if (!size) return configuration("--memory: " + size.error().message);
@@ -183,6 +187,11 @@ Action add_worker(CLI::App& program, const GlobalFlags& globals) {
   verb->add_option("--patience", flags->patience,
                    "Go on for this long while no scheduler is there (default 10m)")
       ->type_name("TIME");
+  verb->add_option(
+          "--chunks-listen", flags->chunks,
+          "Where other workers fetch activation chunks of this one's cache (default: a free port, "
+          "on 127.0.0.1 if the scheduler is there), e.g. tcp://10.0.0.5:7080; off: nowhere")
+      ->type_name("ADDRESS");
   verb->add_option("--task", flags->task,
                    "The executor (default: saesweep-task beside this program)")
       ->type_name("PATH");

@@ -414,6 +414,8 @@ void Applier::joined(const journal::WorkerJoined& event) {
   worker.host = event.host();
   worker.slots = event.slots();
   worker.memory_bytes = event.memory_bytes();
+  worker.chunks_endpoint = event.chunks_endpoint();
+  worker.chunks_key = event.chunks_key();
   worker.said_free = event.slots();
   worker.heard = from_ns(event.now_ns());
   worker.lost = false;

@@ -96,6 +96,60 @@ const Room* reserved_for(const std::vector<Room>& rooms, const Task& task) {
   return best;
 }
 
+namespace {
+
+bool is_loopback(std::string_view endpoint) {
+  return endpoint.starts_with("tcp://127.") || endpoint.starts_with("tcp://[::1]:") ||
+         endpoint.starts_with("ipc://");
+}
+
+std::uint64_t bytes_held(const Worker& worker, const std::string& stream) {
+  const auto held = worker.streams.find(stream);
+  return held == worker.streams.end() ? 0 : held->second;
+}
+
+// The oldest of its runs that reads the stream; none: the highest number.
+std::uint64_t first_run_of(const SweepState& state, const Worker& worker,
+                           const std::string& stream) {
+  for (const std::uint64_t id : worker.runs)
+    if (state.find_task(state.find_run(id)->tasks(0))->spec().stream() == stream) return id;
+  return ~std::uint64_t{0};
+}
+
+}  // namespace
+
+const NamedWorker* chunk_source_of(const SweepState& state, const std::string& session,
+                                   const std::string& stream, const std::string* begun,
+                                   TimePoint now) {
+  if (stream.empty()) return nullptr;
+  const Worker& own = state.workers().at(session);
+  const std::uint64_t own_bytes = bytes_held(own, stream);
+  const std::uint64_t own_run = first_run_of(state, own, stream);
+  const bool is_own_first = begun != nullptr && *begun == session;
+  const NamedWorker* most = nullptr;
+  const NamedWorker* first = nullptr;
+  std::uint64_t most_bytes = own_bytes;
+  std::uint64_t first_run = is_own_first ? 0 : own_run;
+  for (const auto& other : state.workers()) {
+    const Worker& worker = other.second;
+    if (other.first == session || worker.chunks_endpoint.empty() || worker.lost || worker.awaited ||
+        now - worker.heard >= kSuspectAfter ||
+        (is_loopback(worker.chunks_endpoint) && worker.host != own.host))
+      continue;
+    if (const std::uint64_t bytes = bytes_held(worker, stream); bytes > most_bytes) {
+      most = &other;
+      most_bytes = bytes;
+    }
+    std::uint64_t run = first_run_of(state, worker, stream);
+    if (begun != nullptr && *begun == other.first) run = std::min(run, state.meta().last_run() + 1);
+    if (run < first_run) {
+      first = &other;
+      first_run = run;
+    }
+  }
+  return most != nullptr ? most : first;
+}
+
 std::vector<double> slots_taken(const SweepState& state) {
   std::map<std::string, double> taken;
   for (const auto& [session, worker] : state.workers())
@@ -353,6 +407,7 @@ class Placer {
     run.set_lease_ms(static_cast<std::uint64_t>(std::chrono::milliseconds(kLease).count()));
     run.set_memory_bytes(memory_bytes);
     run.set_cache_bytes(sweep.cache_bytes());
+    add_chunk_source(room.session, members[0]->spec().stream(), run);
     for (const Task* task : members) {
       auto& one = *granted.add_grants();
       one.set_task(task->spec().id());
@@ -360,6 +415,18 @@ class Placer {
       *run.add_members() = to_member(*task);
     }
     decision_.replies.push_back({room.session, std::move(assign)});
+  }
+
+  void add_chunk_source(const std::string& session, const std::string& stream, protocol::Run& run) {
+    const auto begun = begun_.find(stream);
+    const auto* source = chunk_source_of(state_, session, stream,
+                                         begun == begun_.end() ? nullptr : &begun->second, now_);
+    begun_.try_emplace(stream, session);
+    if (source == nullptr) return;
+    protocol::ChunkSource& named = *run.mutable_chunk_source();
+    named.set_stream(stream);
+    named.set_endpoint(source->second.chunks_endpoint);
+    named.set_server_key(source->second.chunks_key);
   }
 
   protocol::Member to_member(const Task& task) const {
@@ -407,7 +474,8 @@ class Placer {
   std::string reserved_;
   std::list<Queue> queues_;  // addresses stay
   std::map<GroupKey, Group> groups_;
-  std::vector<double> taken_;  // slots, by desk
+  std::vector<double> taken_;                 // slots, by desk
+  std::map<std::string, std::string> begun_;  // by stream: whose run of it is the first granted now
 };
 
 }  // namespace

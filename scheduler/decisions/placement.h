@@ -39,6 +39,15 @@ const Room* reserved_for(const std::vector<Room>& rooms, const journal::Task& ta
 // The task that has been passed for too long, the longest; null: none.
 const journal::Task* overtaken(const SweepState& state, TimePoint now);
 
+// The other worker from which a run at `session` may fetch chunks of `stream`: the one that holds
+// the most of it, if that is more than `session` holds; else, if `session` does not run the stream
+// itself, the one that has done so for the longest: `begun` says who begins it in this moment. Only
+// one that serves chunks, that is heard, and whose address is of use over there: a loopback one is
+// on the same host. Null: none.
+const NamedWorker* chunk_source_of(const SweepState& state, const std::string& session,
+                                   const std::string& stream, const std::string* begun,
+                                   TimePoint now);
+
 // Slots that a sweep's runs take now, by number of its desk.
 std::vector<double> slots_taken(const SweepState& state);
 // Sweeps are served in this order: (-priority, share of what it was given, age).

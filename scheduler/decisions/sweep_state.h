@@ -37,8 +37,12 @@ struct Worker {
   bool resyncing = false;  // it was asked for all that it runs and gets nothing before it has said
   std::uint32_t mismatches = 0;  // heartbeats in a row that tell of other runs than ours
   std::map<std::string, std::uint64_t> streams;  // in its cache, bytes
-  std::set<std::uint64_t> runs;                  // leased to it
+  std::string chunks_endpoint;                   // where others get chunks of them; empty: nowhere
+  std::string chunks_key;        // of the server there, 32 bytes; empty: without keys
+  std::set<std::uint64_t> runs;  // leased to it
 };
+
+using NamedWorker = std::pair<const std::string, Worker>;  // by session
 
 // What an event changed. A run or sweep named here may be gone.
 struct Changes {

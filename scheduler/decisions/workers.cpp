@@ -30,6 +30,8 @@ void Decider::hear(const protocol::Hello& hello) {
     joined.set_slots(
         std::max(joined.slots(), static_cast<std::uint32_t>(known->second.runs.size())));
   joined.set_memory_bytes(hello.memory_bytes());
+  joined.set_chunks_endpoint(hello.chunks_endpoint());
+  joined.set_chunks_key(hello.chunks_key());
   joined.set_now_ns(to_ns(now_));
   // It may run what we do not know of: it tells before it gets more.
   joined.set_resync(is_known ? known->second.awaited || known->second.resyncing : served_another);

@@ -89,9 +89,11 @@ struct DataServer::State {
   }
   void hear(const std::vector<zmq::message_t>& frames) {
     DataRequest request;
-    const Role role = identity_of(frames.back()).role;
-    if ((role != Role::kWorker && role != Role::kLocal) ||
-        !read_message(frames, 3, MessageType::kDataRequest, request)) {
+    const Identity identity = identity_of(frames.back());
+    const bool is_worker = identity.role == Role::kWorker || identity.role == Role::kLocal;
+    // A key may have been let in and revoked since.
+    const bool counts = !doorkeeper || doorkeeper->is_authorized(identity);
+    if (!is_worker || !counts || !read_message(frames, 3, MessageType::kDataRequest, request)) {
       dropped.fetch_add(1, std::memory_order_relaxed);
       log::warn("data.garbage frames={}", frames.size());
       return;
@@ -108,6 +110,12 @@ DataServer::DataServer(std::unique_ptr<State> state) : state_(std::move(state)) 
 DataServer::DataServer(DataServer&&) noexcept = default;
 DataServer::~DataServer() = default;
 const std::string& DataServer::endpoint() const { return state_->endpoint; }
+std::string DataServer::announced() const {
+  const std::string& bound = state_->endpoint;
+  for (const std::string_view every : {"tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"})
+    if (bound.starts_with(every)) return "tcp://*:" + bound.substr(every.size());
+  return bound;
+}
 std::uint64_t DataServer::dropped() const { return state_->dropped.load(); }
 
 Result<DataServer> DataServer::start(const std::string& endpoint, const ServerSecurity& security,

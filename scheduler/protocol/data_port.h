@@ -1,4 +1,4 @@
-// The data port: objects travel between machines beside the control plane, so that a large
+// Data ports: objects and chunks travel between machines beside the control plane, so that a large
 // checkpoint delays no heartbeat. One ROUTER in a thread of its own answers requests one after the
 // other; clients keep a window of pieces in flight.
 //
@@ -6,7 +6,7 @@
 // answered in time is sent again, and what a peer knows is only what a reply said. Each message is
 // [header 40 bytes][body], as in frame.h, unreliable, with a CRC; bodies are data.proto.
 //
-// Over TCP both ends need keys (security.h); only workers may ask.
+// Over TCP both ends need keys (security.h); only workers may ask, as long as their key counts.
 #pragma once
 
 #include <chrono>
@@ -41,6 +41,8 @@ class DataServer {
   ~DataServer();
 
   const std::string& endpoint() const;
+  // As others are told: "tcp://*:PORT" where it listens at every address of this machine.
+  std::string announced() const;
   std::uint64_t dropped() const;  // messages that were no requests, or not by a worker
 
  private:

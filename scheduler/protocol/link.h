@@ -42,6 +42,7 @@ struct HeardMessage {
   std::string body;
   Role role = Role::kLocal;  // of the sender's key; kLocal without keys
   std::string name = {};     // of the sender's key
+  std::string address = {};  // HELLO: of the sender's machine, as an endpoint names it
 };
 
 // Parses a body with the limits that outside bytes get. False: these bytes are no such message.

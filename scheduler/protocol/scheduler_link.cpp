@@ -105,6 +105,7 @@ struct SchedulerLink::State {
     if (header->type == MessageType::kAcknowledge) return;
     heard.push_back(
         {session, header->type, frames[2].to_string(), peer.identity.role, peer.identity.name});
+    if (header->type == MessageType::kHello) heard.back().address = peer_address(frames[1]);
   }
 
   int& strikes_of_stranger(const std::string& route) {

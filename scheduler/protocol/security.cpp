@@ -76,6 +76,16 @@ void append_property(std::string& out, std::string_view name, std::string_view v
 
 }  // namespace
 
+void KeyRing::set(std::vector<AuthorizedKey> keys) {
+  const std::lock_guard lock(mutex_);
+  keys_ = std::move(keys);
+}
+
+std::vector<AuthorizedKey> KeyRing::keys() const {
+  const std::lock_guard lock(mutex_);
+  return keys_;
+}
+
 ClientSecurity client_security(Access access) {
   ClientSecurity security;
   security.keys = std::make_shared<const KeyPair>(std::move(access.keys));
@@ -182,11 +192,21 @@ bool may_send(Role role, MessageType type) {
   return false;
 }
 
+std::string peer_address(const zmq::message_t& frame) {
+  std::string address = text_property(frame, "Peer-Address");
+  constexpr std::string_view kMapped = "::ffff:";  // of a socket that takes IPv4 and IPv6
+  if (address.starts_with(kMapped) && address.find('.') != std::string::npos)
+    address.erase(0, kMapped.size());
+  return address.find(':') == std::string::npos ? address : "[" + address + "]";
+}
+
 // ---- the doorkeeper -----------------------------------------------------------------------------
 
 struct Authenticator::State {
-  explicit State(std::filesystem::path from)
-      : directory(std::move(from)), wake(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+  explicit State(const ServerSecurity& security)
+      : directory(security.directory),
+        told(security.ring),
+        wake(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
   ~State() {
     if (thread.joinable()) {
       thread.request_stop();
@@ -242,7 +262,9 @@ struct Authenticator::State {
   }
 
   void refresh() {
-    if (asked.exchange(false) || !stamp.is_settled || look().ns != stamp.ns)
+    if (told)
+      replace(told->keys());
+    else if (asked.exchange(false) || !stamp.is_settled || look().ns != stamp.ns)
       read();
     else
       replace(all);  // without those that expired since
@@ -332,6 +354,7 @@ struct Authenticator::State {
   }
 
   const std::filesystem::path directory;
+  const std::shared_ptr<const KeyRing> told;  // null: the directory counts
   const int wake;
   // Of the thread:
   Stamp stamp;
@@ -351,11 +374,15 @@ Authenticator::~Authenticator() = default;
 Result<std::unique_ptr<Authenticator>> Authenticator::start(zmq::context_t& context,
                                                             const ServerSecurity& security) {
   if (!security.keys) return nullptr;
-  auto state = std::make_unique<State>(security.directory);
+  auto state = std::make_unique<State>(security);
   if (state->wake < 0) return fail(system_error(errno, "eventfd"));
-  state->stamp = state->look();
-  SAE_TRY(state->all, read_authorized(security.directory));
-  state->replace(state->all);
+  if (security.ring) {
+    state->refresh();
+  } else {
+    state->stamp = state->look();
+    SAE_TRY(state->all, read_authorized(security.directory));
+    state->replace(state->all);
+  }
   std::promise<int> bound;
   std::future<int> problem = bound.get_future();
   State& serving = *state;

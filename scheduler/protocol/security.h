@@ -15,8 +15,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/result.h"
 #include "scheduler/protocol/frame.h"
@@ -34,10 +36,22 @@ inline constexpr std::string_view kZapDomain = "saesweep";
 
 class Authenticator;
 
+// Keys that a server lets in and that stand in no file: another program tells them. Thread-safe.
+class KeyRing {
+ public:
+  void set(std::vector<AuthorizedKey> keys);  // instead of those before
+  std::vector<AuthorizedKey> keys() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<AuthorizedKey> keys_;  // under mutex_
+};
+
 struct ServerSecurity {
   std::shared_ptr<const KeyPair> keys = {};  // none: clear text
   std::filesystem::path directory = {};      // of `saesweep keys init`: whose authorized/ is asked
   bool insecure_loopback = false;
+  std::shared_ptr<const KeyRing> ring = {};  // asked instead of the directory
 };
 
 struct ClientSecurity {
@@ -68,13 +82,17 @@ struct Identity {
 // `frame` came over the wire: not the routing id, which a ROUTER puts in front.
 Identity identity_of(const zmq::message_t& frame);
 
+// The address from which it came, as an endpoint names a host; empty where there is none.
+std::string peer_address(const zmq::message_t& frame);
+
 // Which role may send which type to a scheduler. What the scheduler itself says, nobody may.
 bool may_send(Role role, MessageType type);
 
 // The thread that answers ZAP (rfc.zeromq.org/spec/27) for all sockets of one context: one at
-// inproc://zeromq.zap.01. Lets a key in that stands in directory/authorized and has not expired;
-// the directory is read again when it changes, at the latest after a second, and on request.
-// Refusals are logged at most once a minute for an address, the rest are counted.
+// inproc://zeromq.zap.01. Lets a key in that stands in directory/authorized, or in the ring if
+// there is one, and has not expired; the directory is read again when it changes, at the latest
+// after a second, and on request, the ring whenever somebody knocks. Refusals are logged at most
+// once a minute for an address, the rest are counted.
 class Authenticator {
  public:
   // Nothing to do without keys: gives back none. `context` outlives it.

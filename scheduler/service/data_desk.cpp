@@ -20,13 +20,6 @@ Result<DataDesk> DataDesk::open(const std::string& endpoint,
   return DataDesk(std::move(objects), std::move(server));
 }
 
-std::string DataDesk::announced() const {
-  const std::string& bound = server_.endpoint();
-  for (const std::string_view every : {"tcp://0.0.0.0:", "tcp://[::]:", "tcp://*:"})
-    if (bound.starts_with(every)) return "tcp://*:" + bound.substr(every.size());
-  return bound;
-}
-
 bool is_there(const std::filesystem::path& store, const protocol::Checkpointed& checkpointed) {
   return !checkpointed.travelled() || is_there(store, checkpointed.checkpoint());
 }

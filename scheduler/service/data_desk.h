@@ -27,7 +27,7 @@ class DataDesk {
   void add(const journal::TaskSpec& task) { objects_->files.add(task); }
 
   // As WELCOME says it: "tcp://*:PORT" where it listens at every address of this machine.
-  std::string announced() const;
+  std::string announced() const { return server_.announced(); }
 
  private:
   struct Objects {

@@ -74,10 +74,11 @@ Result<void> act(storage::ObjectStore& store, SweepFiles* files, const DataReque
     case DataRequest::kLog:
       return write_log(store.root(), request.log().name(), request.log().offset(),
                        request.log().data());
+    case DataRequest::kChunk:  // workers have those
     case DataRequest::WHAT_NOT_SET:
       break;
   }
-  return fail(ErrorCode::kInvalidArgument, "a data request that asks for nothing");
+  return fail(ErrorCode::kInvalidArgument, "a data request that asks for nothing we have");
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "scheduler/decisions/decide.h"
 #include "scheduler/protocol/link.h"
 #include "scheduler/service/checkpoints.h"
+#include "scheduler/service/chunk_desk.h"
 #include "scheduler/service/commands.h"
 #include "scheduler/service/data_desk.h"
 #include "scheduler/service/event_log.h"
@@ -46,17 +47,6 @@ double unix_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// ZeroMQ names an IPv4 address of a socket that takes both as one of IPv6.
-std::string plain(std::string endpoint) {
-  constexpr std::string_view kMapped = "[::ffff:";
-  const std::size_t at = endpoint.find(kMapped);
-  const std::size_t end = endpoint.find(']');
-  if (at == std::string::npos || end == std::string::npos) return endpoint;
-  endpoint.erase(end, 1);
-  endpoint.erase(at, kMapped.size());
-  return endpoint;
-}
-
 Error about(const fs::path& path, const Error& error) {
   return {error.code, fmt::format("{}: {}", path.string(), error.message)};
 }
@@ -81,6 +71,7 @@ struct SchedulerService::State {
   std::optional<protocol::SchedulerLink> link;
   std::optional<QueryDesk> desk;
   std::optional<DataDesk> data;
+  ChunkDesk chunk_desk;
   TelemetryFeed telemetry;
   ProgressFeed progress;
   SystemClock clock;
@@ -184,6 +175,7 @@ struct SchedulerService::State {
     welcome.set_store_directory(files_at.directory.string());
     welcome.set_store_token(files_at.token);
     if (data) welcome.set_data_endpoint(data->announced());
+    chunk_desk.complete(welcome, state(), peer);
   }
   void send(Reply& reply) {
     if (auto* welcome = std::get_if<protocol::Welcome>(&reply.body)) complete(reply.peer, *welcome);
@@ -280,6 +272,7 @@ struct SchedulerService::State {
     if (!protocol::parse_body(heard.body, hello)) return std::nullopt;
     log::info("worker.hello name={} host={} slots={}", hello.worker_name(), hello.host(),
               hello.slots());
+    scheduler::complete(hello, heard.address);
     const bool is_known = state().workers().contains(heard.peer);
     auto halt = hear(heard.peer, hello);
     // What it received of another incarnation says nothing about ours.
@@ -532,9 +525,11 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
             protocol::QueryServer::bind(options.remote_client_endpoint, options.security));
     desk->also_at(std::move(server));
   }
+  SAE_TRY(ChunkDesk chunk_desk, ChunkDesk::open(options.security));
   auto state = std::make_unique<State>(std::move(options), std::move(*store), std::move(files),
                                        std::move(artifacts), std::move(link));
   state->desk = std::move(desk);
+  state->chunk_desk = std::move(chunk_desk);
   if (data) state->data.emplace(std::move(*data));
   if (state->desk)
     state->desk->answer_at_link(

@@ -95,6 +95,11 @@ void TelemetryFeed::observe(const std::string& worker, const protocol::AgentCoun
                                      .cache_evicted_bytes = counters.cache_evicted_bytes(),
                                      .cache_corrupt_chunks = counters.cache_corrupt_chunks(),
                                      .cache_refused_writes = counters.cache_refused_writes(),
+                                     .chunks_fetched = counters.chunks_fetched(),
+                                     .chunk_bytes_fetched = counters.chunk_bytes_fetched(),
+                                     .chunks_served = counters.chunks_served(),
+                                     .chunk_bytes_served = counters.chunk_bytes_served(),
+                                     .chunk_fetches_failed = counters.chunk_fetches_failed(),
                                      .executor_restarts = counters.executor_restarts(),
                                      .trained_tokens = counters.tokens_trained(),
                                      .harvested_tokens = counters.tokens_harvested()});

@@ -14,6 +14,9 @@
 #include "core/log.h"
 #include "scheduler/protocol/link.h"
 #include "storage/activation_cache.h"
+#include "worker/agent/chunk_board.h"
+#include "worker/agent/chunk_fetching.h"
+#include "worker/agent/chunk_server.h"
 #include "worker/agent/chunk_service.h"
 #include "worker/agent/crew.h"
 #include "worker/agent/outbox.h"
@@ -44,14 +47,19 @@ struct Agent::State {
       : options(std::move(given)),
         link(std::move(connected)),
         cache(std::move(opened)),
-        wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+        wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (cache) chunks.join_others(board, fetching);
+  }
 
   AgentOptions options;
   protocol::WorkerLink link;
   Outbox outbox{link};
   SystemClock clock;
   std::optional<storage::ActivationCache> cache;
+  ChunkBoard board;
+  ChunkFetching fetching{board};
   ChunkService chunks{cache ? &*cache : nullptr};
+  std::optional<ChunkServer> chunk_server;
   Shipping shipping{outbox, clock};
   Crew crew{{options, clock, outbox, shipping, chunks}};
   OwnedFd wake;  // readable when we are asked to stop
@@ -79,6 +87,10 @@ struct Agent::State {
     protocol::Hello hello = hello_of(options);
     hello.set_known_epoch(epoch);
     hello.set_last_seq_received(link.last_received());
+    if (chunk_server) {
+      hello.set_chunks_endpoint(chunk_server->announced());
+      hello.set_chunks_key(chunk_server->public_key());
+    }
     outbox.mention(MessageType::kHello, hello);
     const TimePoint now = clock.now();
     next_hello = now + (is_lonely(now) ? kHelloWhileLonely + spread() : kHelloEvery);
@@ -193,6 +205,14 @@ struct Agent::State {
     return false;
   }
 
+  // Whoever holds these keys was welcomed by our scheduler.
+  void take_chunk_keys(const protocol::Welcome& welcome) {
+    auto keys = chunk_keys_of(welcome);
+    if (keys && chunk_server) chunk_server->admit(keys->public_key);
+    if (keys) fetching.use(std::move(keys));
+    if (chunk_server) fetching.introduce(welcome.chunks_endpoint(), chunk_server->public_key());
+  }
+
   void hear(const protocol::Welcome& welcome) {
     if (welcome.epoch() < epoch) {
       // A copy of an old state, started by mistake: what it grants was granted before.
@@ -200,6 +220,7 @@ struct Agent::State {
       return;
     }
     if (!take_store(welcome)) return;
+    take_chunk_keys(welcome);
     const bool other_scheduler = epoch != 0 && welcome.epoch() != epoch;
     welcomed = true;
     epoch = welcome.epoch();
@@ -322,6 +343,13 @@ Result<Agent> Agent::create(AgentOptions options) {
     log::warn("cache.absent error={}", opened.error().message);
   auto state = std::make_unique<State>(std::move(options), std::move(link), std::move(cache));
   if (state->wake.get() < 0) return fail(system_error(errno, "eventfd"));
+  if (state->cache && !state->options.chunks_endpoint.empty()) {
+    SAE_TRY(ChunkServer server, ChunkServer::start(state->options.chunks_endpoint,
+                                                   state->options.security.keys != nullptr,
+                                                   *state->cache, state->board));
+    log::info("chunks.serving endpoint={}", server.announced());
+    state->chunk_server.emplace(std::move(server));
+  }
   return Agent(std::move(state));
 }
 

@@ -28,6 +28,9 @@ struct AgentOptions {
   // store of our own, and travel over the data port.
   std::filesystem::path state_directory;
   std::filesystem::path task_program;  // saesweep-task
+  // Where chunks of our cache are served to agents of other nodes (chunk_server.h): "tcp://HOST:*".
+  // Empty: nowhere.
+  std::string chunks_endpoint = {};
   std::uint32_t slots = 1;
   std::uint32_t threads = 1;                        // all slots together
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown

@@ -19,6 +19,9 @@ using protocol::ChunkRequest;
 // Far above any chunk: a number beyond it is a mistake, not a wish.
 constexpr std::uint64_t kMaxSlotBytes = std::uint64_t{4} << 30;
 
+// Who claims what is being fetched. Executors' connections begin at 1.
+constexpr ConnectionId kFetcher = 0;
+
 Result<storage::ChunkShape> shape_of(const protocol::ChunkOpen& request) {
   const auto dtype = static_cast<DType>(request.dtype());
   if (request.dtype() != static_cast<std::uint32_t>(DType::kFloat32) &&
@@ -136,7 +139,7 @@ protocol::ChunkReply ChunkService::handle(ConnectionId connection, const ChunkRe
       reply.set_status(claim(session, connection, chunk, now));
       break;
     case ChunkRequest::WRITE:
-      reply.set_status(write(session, connection, request));
+      reply.set_status(write(session, connection, request, now));
       break;
     case ChunkRequest::RELEASE:
       release(connection, chunk);
@@ -162,6 +165,9 @@ ChunkReply::Status ChunkService::read(const Session& session, ConnectionId conne
       now < claimed->second.ends) {
     return ChunkReply::MISSING;
   }
+  if (read_aside(session, {request.stream(), request.index()}, request.slot(), rows)) {
+    return ChunkReply::OK;
+  }
   auto shape = cache_->get(*session.pin, request.index(), session.slot(request.slot()));
   if (shape && (shape->d_in != session.full.d_in || shape->dtype != session.full.dtype)) {
     shape = fail(ErrorCode::kCorrupted, "chunk {} of {} is {} wide", request.index(),
@@ -177,10 +183,12 @@ ChunkReply::Status ChunkService::read(const Session& session, ConnectionId conne
   present.erase(request.index());
   switch (shape.error().code) {
     case ErrorCode::kNotFound:
+      begin_fetch(request, now);
       return ChunkReply::MISSING;
     case ErrorCode::kCorrupted:
     case ErrorCode::kInvalidArgument:  // larger than a slot: not a chunk of this stream
       ++counters_.corrupt;
+      begin_fetch(request, now);
       return ChunkReply::CORRUPT;
     default:
       log::warn("chunks.read stream={} index={} problem=\"{}\"", request.stream(), request.index(),
@@ -192,55 +200,166 @@ ChunkReply::Status ChunkService::read(const Session& session, ConnectionId conne
 ChunkReply::Status ChunkService::claim(const Session& session, ConnectionId connection,
                                        const ChunkName& chunk, TimePoint now) {
   if (session.pin) {  // whoever has no cache shares nothing
-    if (present_[chunk.first].contains(chunk.second)) return ChunkReply::BUSY;
+    if (present_[chunk.first].contains(chunk.second) || is_aside(chunk)) return ChunkReply::BUSY;
     const auto [held, fresh] = claims_.try_emplace(chunk, Claim{connection, now + claim_term_});
     if (!fresh) {
       if (held->second.owner != connection && now < held->second.ends) return ChunkReply::BUSY;
       held->second = Claim{connection, now + claim_term_};
     }
+    if (board_ != nullptr) board_->begin(chunk.first, chunk.second);
   }
   ++counters_.misses;
   return ChunkReply::OK;
 }
 
 ChunkReply::Status ChunkService::write(const Session& session, ConnectionId connection,
-                                       const ChunkRequest& request) {
+                                       const ChunkRequest& request, TimePoint now) {
   const ChunkName chunk{request.stream(), request.index()};
-  // Stored or not, this harvest is over. A later owner's claim stands until its own write.
-  release(connection, chunk);
+  const auto claimed = claims_.find(chunk);
+  if (board_ != nullptr && claimed != claims_.end() && claimed->second.owner == connection)
+    board_->harvest_took(chunk.first, now - (claimed->second.ends - claim_term_));
+  bool is_stored = false;
   if (session.pin) {
     const storage::ChunkShape shape{request.rows(), session.full.d_in, session.full.dtype};
     const auto stored = cache_->put(*session.pin, request.index(), shape,
                                     session.slot(request.slot()).first(shape.bytes()));
-    if (stored) {
-      present_[chunk.first].insert(chunk.second);
-      return ChunkReply::OK;
-    }
-    if (stored.error().code != ErrorCode::kResourceExhausted) {
+    is_stored = stored.has_value();
+    if (!stored && stored.error().code != ErrorCode::kResourceExhausted) {
       log::warn("chunks.write stream={} index={} problem=\"{}\"", chunk.first, chunk.second,
                 stored.error().message);
     }
+  }
+  // Stored or not, this harvest is over, and now others may see it. A later owner's claim stands
+  // until its own write.
+  release(connection, chunk);
+  not_there_.erase(chunk);
+  if (is_stored) {
+    present_[chunk.first].insert(chunk.second);
+    return ChunkReply::OK;
   }
   ++counters_.refused_writes;
   return ChunkReply::FULL;
 }
 
+// ---- other nodes --------------------------------------------------------------------------------
+
+void ChunkService::join_others(ChunkBoard& board, ChunkFetching& fetching) {
+  board_ = &board;
+  fetching_ = &fetching;
+}
+
+int ChunkService::signal() const { return fetching_ == nullptr ? -1 : fetching_->signal(); }
+
+void ChunkService::learn(const protocol::ChunkSource& source) {
+  if (fetching_ == nullptr) return;
+  fetching_->learn(source);
+  std::erase_if(not_there_, [&](const auto& chunk) { return chunk.first == source.stream(); });
+}
+
+// Nobody here has a claim on it. False: it is to be harvested.
+bool ChunkService::begin_fetch(const ChunkRequest& request, TimePoint now) {
+  const ChunkName chunk{request.stream(), request.index()};
+  if (fetching_ == nullptr) return false;
+  // Who lets us down, or is not known, makes way for one that is ahead.
+  if (!fetching_->knows(chunk.first) || not_there_.contains(chunk))
+    if (const auto ahead = board_->take_ahead(chunk.first)) learn(*ahead);
+  if (not_there_.contains(chunk)) return false;
+  const auto held = claims_.find(chunk);
+  if (held != claims_.end() && now < held->second.ends) return false;
+  if (!fetching_->begin(chunk.first, chunk.second, now)) return false;
+  claims_.insert_or_assign(chunk, Claim{kFetcher, now + kFetchTerm});
+  return true;
+}
+
+void ChunkService::step(TimePoint now) {
+  if (fetching_ == nullptr) return;
+  for (ChunkFetching::Arrived& arrived : fetching_->arrived(now)) take(std::move(arrived), now);
+}
+
+void ChunkService::take(ChunkFetching::Arrived arrived, TimePoint now) {
+  const ChunkName chunk{arrived.stream, arrived.index};
+  const auto claimed = claims_.find(chunk);
+  if (claimed != claims_.end() && claimed->second.owner == kFetcher) claims_.erase(claimed);
+  const Session* session = session_with(arrived.stream);
+  if (session == nullptr) return;  // nobody waits for it any more
+  if (arrived.value &&
+      (arrived.shape.d_in != session->full.d_in || arrived.shape.dtype != session->full.dtype ||
+       arrived.shape.rows > session->full.rows)) {
+    log::warn("chunks.of_another_shape stream={} index={} rows={} d_in={}", arrived.stream,
+              arrived.index, arrived.shape.rows, arrived.shape.d_in);
+    fetching_->distrust(arrived.stream, now);
+    arrived.value.reset();
+  }
+  if (!arrived.value) {
+    ++counters_.failed_fetches;
+    not_there_.insert(chunk);
+    return;
+  }
+  if (counters_.fetched == 0) log::info("chunks.fetching stream={}", arrived.stream);
+  ++counters_.fetched;
+  counters_.fetched_bytes += arrived.value->size();
+  const auto stored = cache_->put(*session->pin, arrived.index, arrived.shape, arrived.values());
+  if (stored) {
+    present_[chunk.first].insert(chunk.second);
+    return;
+  }
+  if (aside_.size() >= kMostAside) aside_.pop_front();
+  aside_.push_back(std::move(arrived));
+}
+
+bool ChunkService::is_aside(const ChunkName& chunk) const {
+  return std::any_of(aside_.begin(), aside_.end(), [&](const auto& arrived) {
+    return arrived.stream == chunk.first && arrived.index == chunk.second;
+  });
+}
+
+bool ChunkService::read_aside(const Session& session, const ChunkName& chunk, std::uint32_t slot,
+                              std::uint32_t& rows) {
+  const auto found = std::find_if(aside_.begin(), aside_.end(), [&](const auto& arrived) {
+    return arrived.stream == chunk.first && arrived.index == chunk.second;
+  });
+  if (found == aside_.end() || found->shape.d_in != session.full.d_in ||
+      found->shape.dtype != session.full.dtype || found->shape.rows > session.full.rows)
+    return false;
+  std::ranges::copy(found->values(), session.slot(slot).begin());
+  rows = found->shape.rows;
+  aside_.erase(found);
+  return true;
+}
+
+const ChunkService::Session* ChunkService::session_with(const std::string& stream) const {
+  for (const auto& [name, session] : sessions_)
+    if (name.second == stream && session.pin) return &session;
+  return nullptr;
+}
+
+// ---- ends ---------------------------------------------------------------------------------------
+
 void ChunkService::release(ConnectionId connection, const ChunkName& chunk) {
   const auto held = claims_.find(chunk);
-  if (held != claims_.end() && held->second.owner == connection) claims_.erase(held);
+  if (held == claims_.end() || held->second.owner != connection) return;
+  claims_.erase(held);
+  if (board_ != nullptr) board_->end(chunk.first, chunk.second);
+}
+
+void ChunkService::release_all(ConnectionId connection, const std::string* stream) {
+  std::erase_if(claims_, [&](const auto& claim) {
+    const auto& [chunk, held] = claim;
+    if (held.owner != connection || (stream != nullptr && chunk.first != *stream)) return false;
+    if (board_ != nullptr) board_->end(chunk.first, chunk.second);
+    return true;
+  });
 }
 
 void ChunkService::close(ConnectionId connection) {
-  std::erase_if(claims_, [&](const auto& claim) { return claim.second.owner == connection; });
+  release_all(connection, nullptr);
   std::erase_if(sessions_, [&](const auto& session) { return session.first.first == connection; });
   forget_unpinned();
   apply_budget();
 }
 
 void ChunkService::close_stream(ConnectionId connection, const std::string& stream) {
-  std::erase_if(claims_, [&](const auto& claim) {
-    return claim.second.owner == connection && claim.first.first == stream;
-  });
+  release_all(connection, &stream);
   sessions_.erase({connection, stream});
   forget_unpinned();
   apply_budget();
@@ -248,11 +367,12 @@ void ChunkService::close_stream(ConnectionId connection, const std::string& stre
 
 void ChunkService::forget_unpinned() {
   // An unpinned stream may be evicted, so what was known of it no longer holds.
-  std::erase_if(present_, [&](const auto& stream) {
-    return std::none_of(sessions_.begin(), sessions_.end(), [&](const auto& session) {
-      return session.first.second == stream.first && session.second.pin;
-    });
-  });
+  const auto is_unpinned = [&](const std::string& stream) {
+    return session_with(stream) == nullptr;
+  };
+  std::erase_if(present_, [&](const auto& stream) { return is_unpinned(stream.first); });
+  std::erase_if(not_there_, [&](const auto& chunk) { return is_unpinned(chunk.first); });
+  std::erase_if(aside_, [&](const auto& arrived) { return is_unpinned(arrived.stream); });
 }
 
 ChunkCounters ChunkService::counters() const {
@@ -261,6 +381,10 @@ ChunkCounters ChunkService::counters() const {
     const storage::CacheStats stats = cache_->stats();
     counters.bytes = stats.bytes;
     counters.evicted_bytes = stats.evicted_bytes;
+  }
+  if (board_ != nullptr) {
+    counters.served = board_->served.load();
+    counters.served_bytes = board_->served_bytes.load();
   }
   return counters;
 }

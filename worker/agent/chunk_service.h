@@ -20,6 +20,9 @@
 //   anything malformed
 //     STATUS_UNSPECIFIED
 //
+// A chunk that is missing may be on another node: then it is fetched (chunk_fetching.h), and to
+// executors that is as if another one of this node harvested it.
+//
 // Where there is no cache (cache_bytes 0, or it could not be opened) everything works: READ says
 // MISSING, CLAIM always OK, WRITE always FULL.
 //
@@ -28,8 +31,10 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -38,6 +43,8 @@
 #include "core/result.h"
 #include "scheduler/protocol/messages.pb.h"
 #include "storage/activation_cache.h"
+#include "worker/agent/chunk_board.h"
+#include "worker/agent/chunk_fetching.h"
 
 namespace saesweep::agent {
 
@@ -67,6 +74,11 @@ struct ChunkCounters {
   std::uint64_t refused_writes = 0;  // answered FULL
   std::uint64_t bytes = 0;           // held by the cache now
   std::uint64_t evicted_bytes = 0;
+  std::uint64_t fetched = 0;  // chunks that came from other nodes
+  std::uint64_t fetched_bytes = 0;
+  std::uint64_t failed_fetches = 0;  // asked for there and harvested after all
+  std::uint64_t served = 0;          // chunks that went to other nodes
+  std::uint64_t served_bytes = 0;
 };
 
 class ChunkService {
@@ -75,12 +87,20 @@ class ChunkService {
   static constexpr std::uint32_t kSlots = 4;
   // Longer than a chunk takes to harvest, shorter than anybody waits for one that died unseen.
   static constexpr std::chrono::seconds kClaimTerm{120};
+  // Of a chunk that is being fetched, whatever becomes of the thread that fetches.
+  static constexpr std::chrono::seconds kFetchTerm{15};
+  // Fetched chunks that the cache did not take wait for their executor, so many of them.
+  static constexpr std::size_t kMostAside = ChunkFetching::kMostInFlight;
 
   // `cache` may be null: none could be opened. It outlives this. Open it without a budget: the runs
   // bring theirs.
   explicit ChunkService(storage::ActivationCache* cache, Duration claim_term = kClaimTerm)
       : cache_(cache), claim_term_(claim_term) {}
   ~ChunkService();
+
+  // Harvests are told to `board`; what is missing is looked for by `fetching`. Both outlive this.
+  void join_others(ChunkBoard& board, ChunkFetching& fetching);
+
   ChunkService(const ChunkService&) = delete;
   ChunkService& operator=(const ChunkService&) = delete;
 
@@ -94,6 +114,12 @@ class ChunkService {
 
   protocol::ChunkReply handle(ConnectionId connection, const protocol::ChunkRequest& request,
                               TimePoint now);
+
+  // Takes in what arrived from other nodes. signal() is readable then; -1: nothing ever arrives.
+  void step(TimePoint now);
+  int signal() const;
+  // Another node has chunks of a stream.
+  void learn(const protocol::ChunkSource& source);
 
   // Frees the claims, pins and slots of a connection that ended.
   void close(ConnectionId connection);
@@ -128,8 +154,16 @@ class ChunkService {
   protocol::ChunkReply::Status claim(const Session& session, ConnectionId connection,
                                      const ChunkName& chunk, TimePoint now);
   protocol::ChunkReply::Status write(const Session& session, ConnectionId connection,
-                                     const protocol::ChunkRequest& request);
+                                     const protocol::ChunkRequest& request, TimePoint now);
+  bool begin_fetch(const protocol::ChunkRequest& request, TimePoint now);
+  void take(ChunkFetching::Arrived arrived, TimePoint now);
+  bool read_aside(const Session& session, const ChunkName& chunk, std::uint32_t slot,
+                  std::uint32_t& rows);
+  bool is_aside(const ChunkName& chunk) const;
+  const Session* session_with(const std::string& stream) const;
   void release(ConnectionId connection, const ChunkName& chunk);
+  // Its claims; null: of all streams.
+  void release_all(ConnectionId connection, const std::string* stream);
   void close_stream(ConnectionId connection, const std::string& stream);
   void forget_unpinned();
   void apply_budget();
@@ -141,6 +175,10 @@ class ChunkService {
   // Chunks known to be in the cache since somebody wrote or read them, of streams that are open:
   // who saw MISSING before the write must not harvest the chunk again.
   std::map<std::string, std::unordered_set<std::uint32_t>> present_;
+  ChunkBoard* board_ = nullptr;
+  ChunkFetching* fetching_ = nullptr;
+  std::set<ChunkName> not_there_;             // asked for in vain, and not harvested yet
+  std::deque<ChunkFetching::Arrived> aside_;  // the cache did not take them; the oldest goes first
   ChunkCounters counters_;
 };
 

@@ -108,6 +108,7 @@ void Crew::take(const protocol::Run& run) {
   tools_.outbox.say(MessageType::kAssignReply, reply);
   if (!reply.accepted()) return;
   for (const auto& member : run.members()) fences_[member.task()] = member.fence();
+  if (run.has_chunk_source()) tools_.chunks.learn(run.chunk_source());
   if (best->run)
     best->next = run;
   else
@@ -247,7 +248,8 @@ void Crew::hear(const protocol::ResultAck& ack) {
 // ---- what executors say -------------------------------------------------------------------------
 
 void Crew::add_descriptors(std::vector<int>& descriptors) {
-  for (const int signal : {tools_.shipping.signal(), fetching_.signal(), logs_.signal()})
+  for (const int signal :
+       {tools_.shipping.signal(), fetching_.signal(), logs_.signal(), tools_.chunks.signal()})
     if (signal >= 0) descriptors.push_back(signal);
   for (Slot& slot : slots_) {
     if (!slot.executor) continue;
@@ -265,6 +267,7 @@ void Crew::serve(std::span<const int> readable) {
   const auto is_readable = [&](int descriptor) {
     return std::find(readable.begin(), readable.end(), descriptor) != readable.end();
   };
+  tools_.chunks.step(tools_.clock.now());
   for (Slot& slot : slots_) {
     if (slot.executor && is_readable(slot.executor->output())) slot.executor->read_output();
     if (slot.executor && (slot.more || is_readable(slot.executor->channel().socket()))) read(slot);

@@ -120,6 +120,11 @@ protocol::Heartbeat heartbeat_of(std::span<const Slot> slots,
   totals.set_cache_evicted_bytes(counted.evicted_bytes);
   totals.set_cache_corrupt_chunks(counted.corrupt);
   totals.set_cache_refused_writes(counted.refused_writes);
+  totals.set_chunks_fetched(counted.fetched);
+  totals.set_chunk_bytes_fetched(counted.fetched_bytes);
+  totals.set_chunks_served(counted.served);
+  totals.set_chunk_bytes_served(counted.served_bytes);
+  totals.set_chunk_fetches_failed(counted.failed_fetches);
   return beat;
 }
 

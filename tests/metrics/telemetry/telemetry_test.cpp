@@ -44,6 +44,11 @@ TEST(Telemetry, PageIsTheGoldenPage) {
                                  .cache_evicted_bytes = 4096,
                                  .cache_corrupt_chunks = 1,
                                  .cache_refused_writes = 2,
+                                 .chunks_fetched = 6,
+                                 .chunk_bytes_fetched = 6144,
+                                 .chunks_served = 5,
+                                 .chunk_bytes_served = 5120,
+                                 .chunk_fetches_failed = 1,
                                  .executor_restarts = 1,
                                  .trained_tokens = 3'999'744,
                                  .harvested_tokens = 2'000'000});
@@ -91,7 +96,7 @@ TEST(Telemetry, NamesFollowTheRulesOfThePrometheusLinter) {
     EXPECT_THAT(name, Not(HasSubstr("counter")));
     EXPECT_THAT(name, Not(HasSubstr("gauge")));
   }
-  EXPECT_EQ(families, 16u);
+  EXPECT_EQ(families, 21u);
 }
 
 TEST(Telemetry, AnAgentThatStartedAgainDoesNotLowerACounter) {

@@ -172,5 +172,110 @@ TEST_F(Placing, WhatNobodyIntroducedIsNotHeard) {
   EXPECT_EQ(world.say("stranger", result), "stale");
 }
 
+// ---- where chunks come from ---------------------------------------------------------------------
+
+struct PlacingStreams : Placing {
+  void join(const std::string& worker, const std::string& host, const std::string& endpoint) {
+    protocol::Hello hello;
+    hello.set_worker_name(worker);
+    hello.set_host(host);
+    hello.set_slots(1);
+    hello.set_chunks_endpoint(endpoint);
+    if (!endpoint.empty()) hello.set_chunks_key("key of " + worker);
+    world.hear(worker, hello);
+  }
+  void holds(const std::string& worker, std::uint64_t bytes, std::uint32_t free_slots = 1) {
+    protocol::Heartbeat beat;
+    beat.set_free_slots(free_slots);
+    auto& held = *beat.add_streams();
+    held.set_stream("stream");
+    held.set_bytes(bytes);
+    world.hear(worker, beat);
+  }
+  static Submission submission(const std::vector<std::string>& names) {
+    Submission all = sweep_of(names);
+    for (auto& task : all.tasks)
+      if (task.kind() == protocol::TASK_KIND_TRAIN) task.set_stream("stream");
+    return all;
+  }
+  // Of the run that each worker gets now; "-": none is named.
+  std::map<std::string, std::string> sources() {
+    std::map<std::string, std::string> all;
+    for (const auto& [worker, run] : world.tick())
+      all[worker] = run.has_chunk_source() ? run.chunk_source().endpoint() : "-";
+    return all;
+  }
+};
+using Sources = std::map<std::string, std::string>;
+
+TEST_F(PlacingStreams, ARunIsToldWhoHasMoreOfItsStream) {
+  join("a", "A", "tcp://10.0.0.1:1");
+  join("b", "B", "tcp://10.0.0.2:1");
+  join("c", "C", "tcp://10.0.0.3:1");
+  holds("a", 100, 0);
+  holds("b", 300, 0);
+  holds("c", 200);
+  world.hear("", submission({"x"}));
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(1));
+  EXPECT_EQ(runs[0].first, "c") << "the others are busy";
+  const protocol::ChunkSource& source = runs[0].second.chunk_source();
+  EXPECT_EQ(source.stream(), "stream");
+  EXPECT_EQ(source.endpoint(), "tcp://10.0.0.2:1");
+  EXPECT_EQ(source.server_key(), "key of b");
+}
+
+TEST_F(PlacingStreams, WhoHasTheMostIsToldOfNobody) {
+  join("a", "A", "tcp://10.0.0.1:1");
+  join("b", "B", "tcp://10.0.0.2:1");
+  holds("a", 300);
+  holds("b", 300, 0);
+  world.hear("", submission({"x"}));
+  EXPECT_EQ(sources(), (Sources{{"a", "-"}}));
+}
+
+TEST_F(PlacingStreams, WhoBeginsLaterIsToldWhoBeganFirst) {
+  join("a", "A", "tcp://10.0.0.1:1");
+  join("b", "B", "tcp://10.0.0.2:1");
+  world.hear("", submission({"x", "y"}));
+  const Sources together = sources();
+  ASSERT_EQ(together.size(), 2u);
+  EXPECT_EQ(std::ranges::count(together, "-", &Sources::value_type::second), 1)
+      << "the first harvests, the second is told of it";
+  for (const auto& [worker, source] : together)
+    if (source != "-") {
+      EXPECT_EQ(source, worker == "a" ? "tcp://10.0.0.2:1" : "tcp://10.0.0.1:1");
+    }
+  join("c", "C", "tcp://10.0.0.3:1");
+  Submission more = submission({"z"});
+  more.sweep.set_name("more");
+  world.hear("", more);
+  const Sources later = sources();
+  ASSERT_TRUE(later.contains("c"));
+  const auto first = std::ranges::find(together, "-", &Sources::value_type::second)->first;
+  EXPECT_EQ(later.at("c"), first == "a" ? "tcp://10.0.0.1:1" : "tcp://10.0.0.2:1");
+}
+
+TEST_F(PlacingStreams, WhoIsSilentServesNobodyOrIsElsewhereOnLoopbackIsNotNamed) {
+  join("silent", "A", "tcp://10.0.0.1:1");
+  holds("silent", 300, 0);
+  world.now += kSuspectAfter;
+  join("closed", "B", "");
+  holds("closed", 200, 0);
+  join("inside", "C", "tcp://127.0.0.1:1");
+  holds("inside", 100, 0);
+  join("d", "D", "tcp://10.0.0.4:1");
+  world.hear("", submission({"x"}));
+  EXPECT_EQ(sources(), (Sources{{"d", "-"}}));
+}
+
+TEST_F(PlacingStreams, OnTheSameHostLoopbackIsEnough) {
+  join("a", "A", "tcp://127.0.0.1:1");
+  holds("a", 100, 0);
+  join("b", "A", "tcp://127.0.0.1:2");
+  world.hear("", submission({"x"}));
+  EXPECT_EQ(sources(), (Sources{{"b", "tcp://127.0.0.1:1"}}));
+}
+
 }  // namespace
 }  // namespace saesweep::scheduler

@@ -44,6 +44,7 @@ TEST_F(Security, RightKeysSpeakBothWaysUnderTheirNameAndRole) {
   ASSERT_TRUE(hears(worker, 1));
   EXPECT_EQ(heard[0].role, Role::kWorker);
   EXPECT_EQ(heard[0].name, "gpu-7");
+  EXPECT_EQ(heard[0].address, "127.0.0.1");
   Welcome welcome;
   welcome.set_epoch(7);
   ASSERT_TRUE(scheduler.send(heard[0].peer, MessageType::kWelcome, welcome, true));

@@ -1,0 +1,126 @@
+// Workers with caches of their own that need the same stream: real processes, with keys.
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <sstream>
+
+#include "tests/e2e/cluster.h"
+
+namespace saesweep::test {
+namespace {
+
+constexpr auto kLong = std::chrono::seconds(300);
+
+std::string get(std::uint16_t port, const std::string& target) {
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string all;
+  if (::connect(socket, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) {
+    const std::string request =
+        "GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    char buffer[4096];
+    ssize_t got = ::send(socket, request.data(), request.size(), MSG_NOSIGNAL);
+    while (got > 0 && (got = ::recv(socket, buffer, sizeof buffer, 0)) > 0)
+      all.append(buffer, static_cast<std::size_t>(got));
+  }
+  ::close(socket);
+  return all;
+}
+
+struct SharedChunks : testing::Test {
+  ServedScene scene;
+  std::unique_ptr<Program> scheduler;
+
+  void serve(std::vector<std::string> more = {}) {
+    more.insert(more.end(), {"--metrics-port", "0"});
+    scheduler = scene.serve("a", more);
+  }
+  std::unique_ptr<Program> worker(const std::string& name) {
+    return std::make_unique<Program>(
+        scene.words({"worker", "--access", (scene.state("a") / "keys" / "worker.access").string(),
+                     "--name", name, "--threads", "1", "--memory", "1GiB", "--state",
+                     (scene.path() / (name + "-worker")).string()}),
+        scene.path());
+  }
+  void submit_and_wait(const std::string& sweep) {
+    const Finished submitted = Program(scene.words({"submit", (scene.path() / sweep).string(),
+                                                    "--state", scene.state("a").string(), "--watch",
+                                                    "--out", scene.out("a").string()}),
+                                       scene.path())
+                                   .wait(kLong);
+    ASSERT_EQ(submitted.exit_code, 0) << submitted.err << scheduler->err();
+  }
+  // A counter on the scheduler's page.
+  std::uint64_t counter(const std::string& name) {
+    constexpr std::string_view kBefore = "metrics: http://127.0.0.1:";
+    const std::string said = scheduler->err();
+    const std::size_t at = said.find(kBefore);
+    if (at == std::string::npos) return 0;
+    const auto port = static_cast<std::uint16_t>(std::atoi(said.c_str() + at + kBefore.size()));
+    std::istringstream page(get(port, "/metrics"));
+    for (std::string line; std::getline(page, line);)
+      if (line.starts_with(name + " "))
+        return std::strtoull(line.c_str() + name.size(), nullptr, 10);
+    ADD_FAILURE() << "no " << name;
+    return 0;
+  }
+};
+
+TEST_F(SharedChunks, AStreamIsHarvestedOnceForTwoWorkersAndNoByteChanges) {
+  // Training alone, so that both workers are free when the second sweep comes: the same stream,
+  // other trials.
+  std::string first = tiny_sweep("80k");
+  first.erase(first.find("evaluate:"), first.find("resources:") - first.find("evaluate:"));
+  scene.write("first.yaml", first);
+  std::string second = first;
+  second.replace(second.find("name: tiny"), 10, "name: more");
+  second.replace(second.find("k: [4, 8]"), 9, "k: [3, 5, 6, 7]");
+  scene.write("second.yaml", second);
+  const Finished calm = scene.run("second.yaml", "calm");
+  ASSERT_EQ(calm.exit_code, 0) << calm.err;
+  const auto expected = scene.results("calm");
+
+  serve();
+  const auto one = worker("one");
+  submit_and_wait("first.yaml");
+  ASSERT_TRUE(eventually([&] { return counter("saesweep_harvested_tokens_total") > 0; }));
+  const std::uint64_t harvested = counter("saesweep_harvested_tokens_total");
+  EXPECT_EQ(counter("saesweep_chunks_fetched_total"), 0u);
+
+  const auto two = worker("two");
+  ASSERT_TRUE(eventually([&] {
+    return scene.asked("a", {"workers"}, "workers")["workers"].size() == 2;
+  })) << two->err();
+  std::filesystem::remove_all(scene.out("a"));
+  submit_and_wait("second.yaml");
+  // Heartbeats bring the counters.
+  EXPECT_TRUE(eventually(
+      [&] {
+        const std::uint64_t fetched = counter("saesweep_chunks_fetched_total");
+        return fetched > 0 && fetched == counter("saesweep_chunks_served_total");
+      },
+      std::chrono::seconds(20)))
+      << "fetched " << counter("saesweep_chunks_fetched_total") << ", served "
+      << counter("saesweep_chunks_served_total") << scheduler->err() << one->err() << two->err();
+  EXPECT_EQ(counter("saesweep_chunk_fetched_bytes_total"),
+            counter("saesweep_chunk_served_bytes_total"));
+  EXPECT_EQ(counter("saesweep_chunk_fetches_failed_total"), 0u);
+  EXPECT_EQ(counter("saesweep_harvested_tokens_total"), harvested)
+      << "the second worker harvested what the first has";
+  const auto bytes = scene.results("a");
+  EXPECT_EQ(bytes.size(), expected.size());
+  for (const auto& [name, text] : expected) {
+    ASSERT_TRUE(bytes.contains(name)) << name;
+    EXPECT_EQ(bytes.at(name), text) << name;
+  }
+}
+
+}  // namespace
+}  // namespace saesweep::test

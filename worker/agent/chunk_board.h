@@ -1,0 +1,58 @@
+// What the chunk service tells the thread that serves other nodes, and hears from it: which chunks
+// are being harvested here, how long that takes, and what was served.
+//
+// Thread-safe.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "core/clock.h"
+#include "scheduler/protocol/messages.pb.h"
+
+namespace saesweep::agent {
+
+// A mean that follows what it is of: the newest value counts a quarter.
+class MovingMean {
+ public:
+  void add(double value) { mean_ = mean_ ? *mean_ + (value - *mean_) / 4 : value; }
+  const std::optional<double>& value() const { return mean_; }  // nothing: none was added
+
+ private:
+  std::optional<double> mean_;
+};
+
+class ChunkBoard {
+ public:
+  // An executor harvests the chunk, and no longer.
+  void begin(const std::string& stream, std::uint32_t index);
+  void end(const std::string& stream, std::uint32_t index);
+  bool is_coming(const std::string& stream, std::uint32_t index) const;
+
+  void harvest_took(const std::string& stream, Duration time);
+  // What a chunk takes, lately, in seconds; nothing if none was harvested here since we began.
+  std::optional<double> harvest_seconds(const std::string& stream) const;
+
+  // Another node asked for a chunk of the stream that is not here and that nobody here harvests: it
+  // is going to, so it is ahead of us.
+  void note_ahead(protocol::ChunkSource node);
+  // The last one, once.
+  std::optional<protocol::ChunkSource> take_ahead(const std::string& stream);
+
+  std::atomic<std::uint64_t> served = 0;  // chunks
+  std::atomic<std::uint64_t> served_bytes = 0;
+
+ private:
+  mutable std::mutex mutex_;
+  std::set<std::pair<std::string, std::uint32_t>> coming_;  // under mutex_
+  std::map<std::string, MovingMean> took_;                  // under mutex_
+  std::map<std::string, protocol::ChunkSource> ahead_;      // under mutex_
+};
+
+}  // namespace saesweep::agent
