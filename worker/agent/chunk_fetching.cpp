@@ -39,14 +39,14 @@ struct Order {
 };
 
 struct Delivery {
-  Order order;
+  Order order = {};
   Fate fate = Fate::kFailed;
-  std::string value;          // kHere
-  storage::ChunkShape shape;  // of it
-  double seconds = 0;         // from asking to arrival
-  bool was_coming = false;    // then `seconds` says nothing about the line
-  std::optional<double> harvest_seconds;
-  std::string problem;  // kFailed
+  std::string value = {};          // kHere
+  storage::ChunkShape shape = {};  // of it
+  double seconds = 0;              // from asking to arrival
+  bool was_coming = false;         // then `seconds` says nothing about the line
+  std::optional<double> harvest_seconds = {};
+  std::string problem = {};  // kFailed
 };
 
 TimePoint now() { return SystemClock().now(); }
@@ -162,8 +162,6 @@ struct ChunkFetching::Carrier {
         if (!is_answered[i])
           deliver({.order = std::move(asked[i].order),
                    .fate = Fate::kFailed,
-                   .value = {},
-                   .shape = {},
                    .problem = done.error().message});
     }
     for (Pending& one : again) pending.push_back(std::move(one));
@@ -184,7 +182,7 @@ struct ChunkFetching::Carrier {
 
   // False: it is to be asked for again. Errors: kCorrupted.
   Result<bool> hear(Pending& one, const DataChunkReply& reply) {
-    Delivery delivery{.fate = Fate::kAbsent, .value = {}, .shape = {}, .problem = {}};
+    Delivery delivery{.fate = Fate::kAbsent};
     if (reply.harvest_us() > 0)
       delivery.harvest_seconds = static_cast<double>(reply.harvest_us()) / 1e6;
     const TimePoint heard = now();
