@@ -125,6 +125,9 @@ class TrainRun {
       needed += training_memory_bytes(student.spec.training, stream_->d_in());
       if (student.until() > 0) evaluation = kEvaluationBytes;
     }
+    // Held-out rows of learning curves, and what of them is to be predicted.
+    needed +=
+        2 * sweeps::kHeldOutRows * static_cast<std::uint64_t>(stream_->d_in()) * sizeof(float);
     needed += evaluation;
     tools_.warm.make_room(report_.run().memory_bytes(), needed);
   }
