@@ -315,6 +315,7 @@ class BaselinePlanner {
       random_model_training_ =
           resolve_training(*family, family->at(0), *settings_.train, InitFiles{}, problems_);
       if (!random_model_training_) return false;
+      random_model_training_->eval_every = 0;  // nobody sees its curve
     }
     spec.training = random_model_training_;
     return true;

@@ -114,8 +114,9 @@ std::vector<std::string_view> with_parameters(std::initializer_list<std::string_
 }  // namespace
 
 std::span<const std::string_view> known_keys(KeySet set) {
-  static const std::vector<std::string_view> kTrainKeys = with_parameters(
-      {"recipe", "device", "precision", "deterministic", "checkpoint_every", "seed", "hook"});
+  static const std::vector<std::string_view> kTrainKeys =
+      with_parameters({"recipe", "device", "precision", "deterministic", "checkpoint_every",
+                       "eval_every", "seed", "hook"});
   static const std::vector<std::string_view> kFamilyKeys =
       with_parameters({"arch", "hook", "hook_out", "hooks", "seed"});
   switch (set) {

@@ -260,6 +260,7 @@ Json TrainingSpec::to_json() const {
             {"device", device},
             {"init_path", init_path},
             {"init_digest", init_digest}};
+  if (eval_every > 0) json["eval_every"] = eval_every;
   if (k) json["k"] = *k;
   if (l1) json["l1"] = *l1;
   if (grad_clip) json["grad_clip"] = *grad_clip;
@@ -284,6 +285,7 @@ Json TrainingSpec::to_json() const {
 Json TrainingSpec::identity_json() const {
   Json json = to_json();
   json.erase("init_path");
+  json.erase("eval_every");
   json["recipe_hash"] = recipe_hash(recipe, architecture);
   return json;
 }
@@ -340,6 +342,7 @@ Result<TrainingSpec> TrainingSpec::from_json(const Json& json) {
   fields.read("device", spec.device);
   fields.read("init_path", spec.init_path);
   fields.read("init_digest", spec.init_digest);
+  if (fields.optional("eval_every") != nullptr) fields.read("eval_every", spec.eval_every);
   SAE_TRY_VOID(fields.finish());
   return spec;
 }

@@ -27,6 +27,9 @@ inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
 // For `source: activations`, this many consecutive rows are one document.
 inline constexpr std::uint64_t kRowsPerActivationDocument = 1024;
 
+// Rows that learning curves are scored on while training, the first of the held-out documents.
+inline constexpr std::uint64_t kHeldOutRows = 2048;
+
 enum class Architecture : std::uint8_t {
   kStandard,
   kStandardBricken,
@@ -163,6 +166,9 @@ struct TrainingSpec {
   std::string device = "cpu";  // "cpu" | "cuda"
   std::string init_path;       // absolute; empty: the recipe's initialisation
   std::string init_digest;
+  // Tokens between looks at held-out rows, which change nothing that is trained and so are in no
+  // identity; 0: none.
+  std::uint64_t eval_every = 0;
   bool operator==(const TrainingSpec&) const = default;
 
   std::uint64_t steps() const { return batch == 0 ? 0 : tokens / batch; }

@@ -120,6 +120,7 @@ class SweepReader {
     static constexpr std::array kDevices{"auto"sv, "cpu"sv, "cuda"sv};
     static constexpr std::array kPrecisions{"fp32"sv, "bf16"sv};
     train_.device = options_.auto_device;
+    train_.holds_out = source_.stream.holdout > 0;
     const YamlNode* node = top_.find("train");
     if (node == nullptr) return;
     train_.node = node;
@@ -133,6 +134,7 @@ class SweepReader {
       train_.precision = static_cast<Precision>(*word);
     section.read_bool("deterministic", train_.deterministic);
     section.read_seconds("checkpoint_every", plan_.checkpoint_every_s);
+    read_eval_every(section);
     if (const YamlNode* seed = section.find("seed"))
       shared_.seeds = read_seeds(*seed, section.path_of("seed"), problems_);
     read_hooks(section, shared_, problems_);
@@ -140,6 +142,24 @@ class SweepReader {
       if (const YamlNode* value = section.find(each.name))
         if (auto axis = read_axis(each, *value, section.path_of(each.name), problems_))
           shared_.axes.push_back(std::move(*axis));
+  }
+
+  void read_eval_every(const Section& section) {
+    constexpr std::string_view kRight =
+        "a number of tokens like 500k, a share of the run like 5%, or 0 for never, would be right";
+    const YamlNode* node = section.find("eval_every");
+    if (node == nullptr) return;
+    const auto text = scalar_text(*node, section.path_of("eval_every"), kRight, problems_);
+    if (!text) return;
+    const auto every = parse_steps(*text);
+    if (!every) return section.add("eval_every", fmt::format("is {}; {}", describe(*node), kRight));
+    const bool never = every->steps == 0 && every->percent == 0;
+    if (!never && !train_.holds_out)
+      return section.add("eval_every",
+                         fmt::format("is {}, and activations.holdout is 0, so that no row is held "
+                                     "out; a share like 5% there, or 0 here, would be right",
+                                     *text));
+    train_.eval_every = *every;
   }
 
   void read_trials(bool resolve) {

@@ -46,6 +46,7 @@ class Resolver {
     spec_.precision = settings_.precision;
     spec_.deterministic = settings_.deterministic;
     spec_.device = settings_.device;
+    spec_.eval_every = eval_every(tokens);
     override_recipe();
     check_width();
     check_schedule();
@@ -62,6 +63,14 @@ class Resolver {
 
  private:
   bool applies(ParameterId id) const { return parameter(id).applies(family_.architecture); }
+
+  std::uint64_t eval_every(std::uint64_t tokens) const {
+    if (!settings_.holds_out) return 0;
+    if (!settings_.eval_every) return std::max(tokens / kUsualEvaluations, kLeastEvalEvery);
+    const StepCount& written = *settings_.eval_every;
+    if (written == StepCount{.is_share = written.is_share}) return 0;
+    return std::max<std::uint64_t>(written.of(tokens), 1);  // a small share of few tokens
+  }
 
   // What is not written follows from the target, or its absence.
   SparsityLoss sparsity_loss() const {

@@ -9,6 +9,7 @@
 
 #include "sweeps/expansion.h"
 #include "sweeps/spec.h"
+#include "sweeps/values.h"
 
 namespace saesweep::sweeps {
 
@@ -18,6 +19,9 @@ struct TrainSettings {
   Precision precision = Precision::kFloat32;
   bool deterministic = true;
   std::string device = "cpu";
+  // How often trials are scored on held-out rows, in tokens; 0 never, nothing the default rule.
+  std::optional<StepCount> eval_every = std::nullopt;
+  bool holds_out = true;           // something is held out
   const YamlNode* node = nullptr;  // of `train`; nullptr if the file has none
 };
 
@@ -26,6 +30,11 @@ struct InitFile {
   std::string digest;
 };
 using InitFiles = std::map<std::string, InitFile>;  // by the path as written
+
+// Without `eval_every`: so many times in a run, but not so often that the rows looked at are more
+// than a sixty-fourth of those trained on.
+inline constexpr std::uint64_t kUsualEvaluations = 20;
+inline constexpr std::uint64_t kLeastEvalEvery = 64 * kHeldOutRows;
 
 // Nothing if the trial cannot be trained as it stands, which is reported at the key that is wrong,
 // or at the family if the value came from the recipe.

@@ -29,7 +29,7 @@ Json rounded(double value) {
 }
 
 // Every so manyth point, the last one always.
-Json curve_json(const Curve& curve, std::size_t points) {
+Json thinned(const Curve& curve, std::size_t points) {
   Json rows = Json::array();
   const std::size_t count = curve.rows.size();
   const std::size_t kept = std::min(count, points);
@@ -40,6 +40,40 @@ Json curve_json(const Curve& curve, std::size_t points) {
     rows.push_back(std::move(row));
   }
   return {{"columns", curve.columns}, {"rows", std::move(rows)}};
+}
+
+// What is said of held-out rows stands at few points of a curve: a curve of its own, whose columns
+// have the names of those of training, so that thinning loses no more of it.
+Json curve_json(const Curve& curve, std::size_t points) {
+  constexpr std::string_view kHeldOut = "heldout_";
+  Curve training, held_out;
+  std::vector<std::size_t> of_training, of_held_out;
+  for (std::size_t i = 0; i < curve.columns.size(); ++i) {
+    const std::string& name = curve.columns[i];
+    const bool is_held_out = name.starts_with(kHeldOut), is_place = name == "tokens";
+    if (is_held_out || is_place) {
+      of_held_out.push_back(i);
+      held_out.columns.push_back(is_held_out ? name.substr(kHeldOut.size()) : name);
+    }
+    if (is_held_out) continue;
+    of_training.push_back(i);
+    training.columns.push_back(name);
+  }
+  for (const std::vector<double>& row : curve.rows) {
+    const auto values_of = [&row](const std::vector<std::size_t>& columns) {
+      std::vector<double> values;
+      for (const std::size_t column : columns) values.push_back(row[column]);
+      return values;
+    };
+    training.rows.push_back(values_of(of_training));
+    if (std::ranges::any_of(of_held_out, [&](std::size_t column) {
+          return curve.columns[column] != "tokens" && std::isfinite(row[column]);
+        }))
+      held_out.rows.push_back(values_of(of_held_out));
+  }
+  Json json = thinned(training, points);
+  if (!held_out.rows.empty()) json["held_out"] = thinned(held_out, points);
+  return json;
 }
 
 void replace_marker(std::string& page, std::string_view marker, std::string_view text) {

@@ -9,9 +9,9 @@
 
 namespace saesweep::worker {
 
-Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
-                                        const StreamSources& sources, RowStream& stream,
-                                        std::uint64_t max_rows, ThreadPool& pool) {
+at::Tensor held_out_rows(const sweeps::StreamSpec& spec, const StreamSources& sources,
+                         const std::vector<RowPart>& parts, std::uint64_t max_rows,
+                         ThreadPool& pool) {
   const Documents& documents = sources.documents();
   std::vector<std::uint64_t> chosen;
   std::uint64_t rows = 0;
@@ -20,13 +20,9 @@ Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
     chosen.push_back(document);
     rows += documents.rows(document);
   }
-  const std::int64_t width = stream.d_in();
-  if (rows == 0) {
-    const std::uint64_t count = std::min(max_rows, stream.rows_per_pass());
-    at::Tensor first = at::empty({static_cast<std::int64_t>(count), width}, at::kFloat);
-    SAE_TRY_VOID(stream.read(0, count, first.mutable_data_ptr<float>()));
-    return first;
-  }
+  std::int64_t width = 0;
+  for (const RowPart& part : parts) width += part.width;
+  if (rows == 0) return at::empty({0, width}, at::kFloat);
   at::Tensor held_out;
   if (sources.tokens != nullptr) {
     held_out = activations_of(*sources.model, spec.hooks(), *sources.tokens, chosen, pool);
@@ -42,12 +38,23 @@ Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
   if (spec.dtype == DType::kBFloat16) held_out = held_out.to(at::kBFloat16).to(at::kFloat);
   held_out = held_out.contiguous();
   std::int64_t column = 0;
-  for (const RowPart& part : stream.parts()) {
+  for (const RowPart& part : parts) {
     if (part.norm_factor != 1)
       held_out.narrow(1, column, part.width).mul_(static_cast<float>(part.norm_factor));
     column += part.width;
   }
   return held_out;
+}
+
+Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
+                                        const StreamSources& sources, RowStream& stream,
+                                        std::uint64_t max_rows, ThreadPool& pool) {
+  at::Tensor rows = held_out_rows(spec, sources, stream.parts(), max_rows, pool);
+  if (rows.size(0) > 0) return rows;
+  const std::uint64_t count = std::min(max_rows, stream.rows_per_pass());
+  rows = at::empty({static_cast<std::int64_t>(count), stream.d_in()}, at::kFloat);
+  SAE_TRY_VOID(stream.read(0, count, rows.mutable_data_ptr<float>()));
+  return rows;
 }
 
 }  // namespace saesweep::worker

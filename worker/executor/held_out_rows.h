@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "core/result.h"
 #include "sweeps/spec.h"
@@ -13,8 +14,13 @@
 
 namespace saesweep::worker {
 
-// [rows, d_in] fp32 of the first held-out documents, at most `max_rows`. Where nothing is held out:
-// the first rows of the stream.
+// [rows, values of a row] fp32 of the first held-out documents, at most `max_rows`; no rows where
+// nothing is held out. The same for whoever asks. `parts` are those of the stream.
+at::Tensor held_out_rows(const sweeps::StreamSpec& spec, const StreamSources& sources,
+                         const std::vector<RowPart>& parts, std::uint64_t max_rows,
+                         ThreadPool& pool);
+
+// The same; where nothing is held out, the first rows of the stream.
 // Errors: those of reading the stream.
 Result<at::Tensor> rows_for_calibration(const sweeps::StreamSpec& spec,
                                         const StreamSources& sources, RowStream& stream,

@@ -39,6 +39,7 @@ struct Student {
   CheckpointFolder checkpoints;
   std::vector<sweeps::EvaluationSpec> at_rung;  // computed where it is told to stop
   std::optional<StepReport> last = std::nullopt;
+  std::optional<HeldOutReport> held_out = std::nullopt;  // the last look
   std::uint64_t step = 0;
   std::optional<protocol::CheckpointRef> stands_at = std::nullopt;  // the newest durable one
 
@@ -77,6 +78,7 @@ class TrainRun {
       finish_those_at_the_end();
       stop_those_at_a_rung();
       if (cohort.empty()) break;
+      const TimePoint begin = tools_.clock.now();
       auto outcomes = cohort.advance();
       if (!outcomes) {
         if (outcomes.error().code == ErrorCode::kUnavailable && report_.is_asked()) continue;
@@ -85,11 +87,15 @@ class TrainRun {
       }
       training_ = true;
       last_loaded_ = 0;
+      const TimePoint stepped = tools_.clock.now();
       for (auto& outcome : *outcomes) note(outcome);
+      stepping_ += stepped - begin;
+      looking_ += tools_.clock.now() - stepped;
       write_checkpoints_if_due();
       tell_progress();
     }
     cohort_ = nullptr;
+    tell_cost_of_looking();
   }
 
  private:
@@ -119,6 +125,9 @@ class TrainRun {
       needed += training_memory_bytes(student.spec.training, stream_->d_in());
       if (student.until() > 0) evaluation = kEvaluationBytes;
     }
+    // Held-out rows of learning curves, and what of them is to be predicted.
+    needed +=
+        2 * sweeps::kHeldOutRows * static_cast<std::uint64_t>(stream_->d_in()) * sizeof(float);
     needed += evaluation;
     tools_.warm.make_room(report_.run().memory_bytes(), needed);
   }
@@ -174,6 +183,36 @@ class TrainRun {
     student.last = *outcome.report;
     student.step = outcome.report->step;
     report_.count_trained(student.spec.training.batch);
+    look_at_held_out_rows(student);
+  }
+
+  // Concerns nobody but the curve of this member.
+  void look_at_held_out_rows(Student& student) {
+    SaeTrainer& trainer = *cohort_->find(student.wire->task());
+    if (!trainer.held_out_is_due()) return;
+    const auto scored = guarded([&]() -> Result<HeldOutReport> {
+      if (!curve_rows_.defined()) {
+        curve_rows_ = held_out_rows(stream_spec(), sources_, stream_->parts(), sweeps::kHeldOutRows,
+                                    tools_.pool);
+        if (curve_rows_.size(0) == 0)
+          log::warn("train.nothing_held_out hook={}", stream_spec().label());
+      }
+      if (curve_rows_.size(0) == 0) return fail(ErrorCode::kNotFound, "no row is held out");
+      return trainer.score_held_out(curve_rows_);
+    });
+    if (scored) {
+      student.held_out = *scored;
+    } else if (scored.error().code != ErrorCode::kNotFound) {
+      cohort_->remove(student.wire->task());
+      report_.give_up(*student.wire, scored.error());
+    }
+  }
+
+  void tell_cost_of_looking() const {
+    const std::chrono::duration<double> stepping = stepping_, looking = looking_;
+    if (curve_rows_.defined() && stepping.count() > 0)
+      log::info("train.held_out rows={} seconds={:.3f} share_of_training={:.4f}",
+                curve_rows_.size(0), looking.count(), looking / stepping);
   }
 
   void finish_those_at_the_end() {
@@ -182,7 +221,7 @@ class TrainRun {
       Student& student = students_.at(task);
       auto trainer = cohort_->remove(task);
       if (trainer->needs_threshold()) {
-        const auto rows = held_out_rows();
+        const auto rows = calibration_rows();
         if (!rows && rows.error().code == ErrorCode::kUnavailable && report_.is_asked()) {
           cohort_->add(task, std::move(trainer));  // first what is asked, then this again
           return;
@@ -230,7 +269,7 @@ class TrainRun {
 
   Result<protocol::TaskResult> report_of(const Student& student, SaeTrainer& trainer) {
     if (trainer.needs_threshold()) {
-      SAE_TRY(const at::Tensor rows, held_out_rows());
+      SAE_TRY(const at::Tensor rows, calibration_rows());
       trainer.calibrate_threshold(rows);
     }
     const Sae sae = trainer.sae();
@@ -288,7 +327,7 @@ class TrainRun {
   }
 
   // Rows no trial was trained on, as the trials see rows; rows of the stream if none are held out.
-  Result<at::Tensor> held_out_rows() {
+  Result<at::Tensor> calibration_rows() {
     if (!calibration_rows_.defined()) {
       SAE_TRY(calibration_rows_, rows_for_calibration(stream_spec(), sources_, *stream_,
                                                       kCalibrationRows, tools_.pool));
@@ -365,6 +404,15 @@ class TrainRun {
         metrics["loss"] = student.last->loss;
         metrics["fve"] = student.last->fve;
         metrics["l0"] = student.last->l0;
+        metrics["dead_fraction"] = student.last->dead_fraction;
+        metrics["grad_norm"] = student.last->grad_norm;
+      }
+      if (student.held_out) {
+        auto& metrics = *member.mutable_metrics();
+        metrics["heldout_loss"] = student.held_out->loss;
+        metrics["heldout_fve"] = student.held_out->fve;
+        metrics["heldout_l0"] = student.held_out->l0;
+        metrics["heldout_dead_fraction"] = student.held_out->dead_fraction;
       }
       members.push_back(std::move(member));
     }
@@ -387,11 +435,14 @@ class TrainRun {
   std::unique_ptr<CachedStream> stream_;
   Cohort* cohort_ = nullptr;  // while run() has one
   at::Tensor calibration_rows_;
+  at::Tensor curve_rows_;  // held out, of learning curves; without rows if there are none
   EvaluationCache evaluation_cache_;  // what members at a rung share of the stream
   TimePoint last_checkpoint_{};
   bool training_ = false;          // a step has been done
   std::uint64_t last_loaded_ = 0;  // rows of the group that is loading; 0: none was begun
   TimePoint loading_since_{};
+  // What steps took in all, and what came after them: looks at held-out rows.
+  TimePoint::duration stepping_{}, looking_{};
 };
 
 Result<sweeps::TrialSpec> read_spec(const protocol::Member& member) {

@@ -36,6 +36,17 @@ struct StepReport {
   bool applied = true;   // false: not finite, the step was skipped
 };
 
+// The same of rows that nobody is trained on, as the SAE stands after a step.
+struct HeldOutReport {
+  std::uint64_t step = 0;
+  std::uint64_t tokens = 0;
+  double loss = 0;  // as optimised, with the coefficients of the step; mean over batches
+  double mse = 0;   // of all the rows, as are those below
+  double fve = 0;   // not a number where the rows are all the same
+  double l0 = 0;
+  double dead_fraction = 0;  // of latents that none of the rows activates
+};
+
 class SaeTrainer {
  public:
   // Parameters are drawn, or read from spec.init_path. `parts` are those of the stream
@@ -64,6 +75,14 @@ class SaeTrainer {
   // names the step); kResourceExhausted (memory).
   virtual Result<StepReport> train_step(const at::Tensor& x) = 0;
 
+  // True after the steps at which spec().eval_every wants a look at held-out rows: the first point
+  // of the learning curve in each `eval_every` tokens, and the last step. Until it was taken.
+  virtual bool held_out_is_due() const = 0;
+  // Runs rows [n, values of a row] of the stream through the SAE as training does, in batches of at
+  // most spec().batch, and puts what it finds into the learning curve. Training goes on with the
+  // same bytes as without. Costs what as many rows of training cost.
+  virtual HeldOutReport score_held_out(const at::Tensor& rows) = 0;
+
   // A full-state checkpoint in `directory` (which it creates, whole or absent):
   // weights.safetensors, optim.safetensors, manifest.json with the SHA-256 of both. Errors:
   // kResourceExhausted (disk); kUnavailable.
@@ -85,8 +104,11 @@ class SaeTrainer {
   // threshold_calibrated.
   virtual Json config() const = 0;
   // curve.csv: step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm; about 200 points, no times.
+  // Where held-out rows were looked at, five columns more: heldout_loss,heldout_mse,heldout_fve,
+  // heldout_l0,heldout_dead_fraction, empty at other points.
   virtual std::string curve_csv() const = 0;
-  // {"tokens", "steps", "l0_train", "dead_fraction", "skipped_steps", ...}: of the last points.
+  // {"tokens", "steps", "l0_train", "dead_fraction", "skipped_steps", "fve_heldout", ...}: of the
+  // last points.
   virtual Json summary() const = 0;
 };
 

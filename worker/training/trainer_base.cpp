@@ -62,6 +62,7 @@ TrainerBase::TrainerBase(const sweeps::TrainingSpec& spec, std::vector<RowPart> 
       parameters_(zeros(d_sae(), d_in_, d_out_)),
       gradients_(zeros(d_sae(), d_in_, d_out_)),
       silence_(spec.d_sae, 0),
+      rows_in_pass_(static_cast<std::int64_t>(spec.batch)),
       decoder_norm_(decoder_norm),
       initial_norm_(initial_norm),
       first_(zeros(d_sae(), d_in_, d_out_)),
@@ -339,10 +340,74 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
   report.l0 = sums.l0;
   report.grad_norm = norm;
   report.applied = applied;
+  report.dead_fraction = dead_fraction();
+  return report;
+}
+
+double TrainerBase::dead_fraction() const {
   const auto limit = static_cast<std::int64_t>(dead_after());
   const auto dead = std::count_if(silence_.begin(), silence_.end(),
                                   [limit](std::int64_t tokens) { return tokens >= limit; });
-  report.dead_fraction = static_cast<double>(dead) / static_cast<double>(d_sae());
+  return static_cast<double>(dead) / static_cast<double>(d_sae());
+}
+
+std::uint64_t TrainerBase::steps_per_point() const {
+  return std::max<std::uint64_t>(1, spec_.steps() / kCurvePoints);
+}
+
+bool TrainerBase::held_out_is_due() const {
+  if (spec_.eval_every == 0 || step_ == 0) return false;
+  if (!held_out_.empty() && held_out_.back()[0] == static_cast<double>(step_)) return false;
+  if (step_ == spec_.steps()) return true;
+  const std::uint64_t every = steps_per_point();
+  if (step_ % every != 0) return false;
+  return step_ * spec_.batch / spec_.eval_every > (step_ - every) * spec_.batch / spec_.eval_every;
+}
+
+HeldOutReport TrainerBase::score_held_out(const at::Tensor& rows) {
+  SAE_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == width_of(parts_) &&
+                rows.is_contiguous(),
+            "held-out rows of the wrong shape: {} values for {}", rows.size(1), width_of(parts_));
+  if (at::get_num_threads() != 1) at::set_num_threads(1);
+  // Also after an allocation that failed.
+  struct PassOfOtherSize {
+    explicit PassOfOtherSize(std::int64_t& rows) : of(rows), before(rows) {}
+    PassOfOtherSize(const PassOfOtherSize&) = delete;
+    PassOfOtherSize& operator=(const PassOfOtherSize&) = delete;
+    ~PassOfOtherSize() { of = before; }
+    std::int64_t &of, before;
+  } pass_size(rows_in_pass_);
+
+  const std::int64_t count = rows.size(0);
+  const std::int64_t pieces = (count + pass_size.before - 1) / pass_size.before;
+  std::vector<char> fired(spec_.d_sae, 0);
+  double loss = 0, squared_error = 0, active = 0;
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    // About equally many in each: a piece of a few rows says little of a loss over a batch.
+    const std::int64_t first = piece * count / pieces, end = (piece + 1) * count / pieces;
+    rows_in_pass_ = end - first;
+    const auto weight = static_cast<double>(rows_in_pass_);
+    const PassSums sums = pass(rows.narrow(0, first, rows_in_pass_));
+    const double whole = sums.finite ? 1 : std::numeric_limits<double>::quiet_NaN();
+    loss += whole * weight * sums.loss();
+    squared_error += whole * weight * sums.reconstruction;
+    active += whole * weight * sums.l0;
+    for (std::size_t i = 0; i < fired.size(); ++i) fired[i] |= next_silence_[i] == 0 ? 1 : 0;
+  }
+  rows_in_pass_ = count;
+  // What is predicted lies at the end of a row, and is all of it but for transcoders.
+  const at::Tensor targets = rows.narrow(1, rows.size(1) - d_out_, d_out_).contiguous();
+  HeldOutReport report;
+  report.step = step_;
+  report.tokens = position();
+  report.loss = loss / static_cast<double>(count);
+  report.mse = squared_error / static_cast<double>(count);
+  report.fve = variance_explained(targets, squared_error);
+  report.l0 = active / static_cast<double>(count);
+  report.dead_fraction = static_cast<double>(std::count(fired.begin(), fired.end(), 0)) /
+                         static_cast<double>(fired.size());
+  held_out_.push_back({static_cast<double>(step_), report.loss, report.mse, report.fve, report.l0,
+                       report.dead_fraction});
   return report;
 }
 
@@ -352,17 +417,13 @@ void TrainerBase::record(const PassSums& sums, double norm, bool applied) {
     for (std::size_t i = 0; i < now.size(); ++i) sums_[i] += now[i];
     ++summed_;
   }
-  const std::uint64_t every = std::max<std::uint64_t>(1, spec_.steps() / kCurvePoints);
-  if (step_ % every != 0 && step_ != spec_.steps()) return;
-  const auto limit = static_cast<std::int64_t>(dead_after());
-  const auto dead = std::count_if(silence_.begin(), silence_.end(),
-                                  [limit](std::int64_t tokens) { return tokens >= limit; });
+  if (step_ % steps_per_point() != 0 && step_ != spec_.steps()) return;
   std::array<double, 8> point{};
   point[0] = static_cast<double>(step_);
   point[1] = static_cast<double>(position());
   const double count = static_cast<double>(summed_);  // 0: not a number, an empty cell
   for (std::size_t i = 0; i < 4; ++i) point[2 + i] = sums_[i] / count;
-  point[6] = static_cast<double>(dead) / static_cast<double>(d_sae());
+  point[6] = dead_fraction();
   point[7] = sums_[4] / count;
   curve_.push_back(point);
   sums_ = {};

@@ -52,6 +52,8 @@ class TrainerBase : public SaeTrainer {
   const sweeps::TrainingSpec& spec() const override { return spec_; }
   std::uint64_t step() const override { return step_; }
   Result<StepReport> train_step(const at::Tensor& x) override;
+  bool held_out_is_due() const override;
+  HeldOutReport score_held_out(const at::Tensor& rows) override;
   Result<void> save(const std::filesystem::path& directory) const override;
   Result<void> restore(const std::filesystem::path& directory) override;
   bool calibrate_threshold(const at::Tensor&) override { return false; }
@@ -76,7 +78,8 @@ class TrainerBase : public SaeTrainer {
               ThreadPool& pool, DecoderNorm decoder_norm, float initial_norm)
       : TrainerBase(spec, {{d_in, norm_factor}}, pool, decoder_norm, initial_norm) {}
 
-  // Fills gradients_ from the batch; must not change state that a skipped step should keep.
+  // Fills gradients_ and next_silence_ from batch() rows; must not change state that a skipped step
+  // should keep: held-out rows go this way, too.
   virtual PassSums pass(const at::Tensor& x) = 0;
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
@@ -106,7 +109,7 @@ class TrainerBase : public SaeTrainer {
   std::int64_t d_in() const { return d_in_; }
   std::int64_t d_out() const { return d_out_; }
   std::int64_t d_sae() const { return static_cast<std::int64_t>(spec_.d_sae); }
-  std::int64_t batch() const { return static_cast<std::int64_t>(spec_.batch); }
+  std::int64_t batch() const { return rows_in_pass_; }
   std::int64_t tiles() const { return (batch() + kRowsPerTile - 1) / kRowsPerTile; }
   std::int64_t latents_per_product() const;
   std::int64_t product_blocks() const {
@@ -149,7 +152,10 @@ class TrainerBase : public SaeTrainer {
   double gradient_norm() const;
   void update(double rate, double clip);
   void record(const PassSums& sums, double norm, bool applied);
+  std::uint64_t steps_per_point() const;  // of the learning curve
+  double dead_fraction() const;           // by the steps so far
 
+  std::int64_t rows_in_pass_;
   DecoderNorm decoder_norm_;
   float initial_norm_;
   std::optional<L0Controller> controller_;  // of a penalty l1 with an l0_target
@@ -158,6 +164,8 @@ class TrainerBase : public SaeTrainer {
   std::vector<std::array<double, 8>> curve_;
   std::array<double, 5> sums_{};  // of loss, mse, fve, l0, grad_norm since the last point
   std::uint64_t summed_ = 0;
+  // Step, then loss, mse, fve, l0, dead fraction of held-out rows; at steps of points of curve_.
+  std::vector<std::array<double, 6>> held_out_;
 };
 
 // Weiszfeld's algorithm as dictionary_learning runs it: at most 100 rounds, until a move is shorter

@@ -4,8 +4,8 @@
 //   weights.safetensors  W_enc, b_enc, W_dec, b_dec and the architecture's own (fp32, as trained)
 //   optim.safetensors    m/ and v/ of each, silence (I64 [d_sae]: tokens since a latent last fired)
 //   manifest.json        schema, spec (SHA-256 of what determines its bytes), step, counters,
-//   curve,
-//                        the architecture's own state, SHA-256 of both files
+//                        curve, the architecture's own state, SHA-256 of both files; held_out, the
+//                        curve of held-out rows, where there is one
 #include <ATen/ATen.h>
 #include <unistd.h>
 
@@ -51,6 +51,18 @@ Result<void> read_into(const storage::Safetensors& file, const std::string& pref
 // Numbers that are not finite are null in JSON.
 double number(const Json& value) {
   return value.is_number() ? value.get<double>() : std::numeric_limits<double>::quiet_NaN();
+}
+
+// False if these are not rows of n.
+template <std::size_t n>
+bool read_points(const Json& rows, std::vector<std::array<double, n>>& points) {
+  if (!rows.is_array()) return false;
+  for (const Json& row : rows) {
+    if (!row.is_array() || row.size() != n) return false;
+    std::array<double, n>& point = points.emplace_back();
+    for (std::size_t i = 0; i < n; ++i) point[i] = number(row[i]);
+  }
+  return true;
 }
 
 std::string spec_digest(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts) {
@@ -114,6 +126,7 @@ Result<void> TrainerBase::save(const fs::path& directory) const {
                   {"optim.safetensors", sha256(optimiser).hex()}}}};
   if (parts_.size() > 1) manifest["norm_factors"] = factors_of(parts_);
   if (controller_) manifest["controller"] = controller_->state();
+  if (!held_out_.empty()) manifest["held_out"] = held_out_;
   SAE_TRY_VOID(write_file_atomically(fresh / "weights.safetensors", weights));
   SAE_TRY_VOID(write_file_atomically(fresh / "optim.safetensors", optimiser));
   SAE_TRY_VOID(write_file_atomically(fresh / "manifest.json", canonical_json(manifest)));
@@ -159,12 +172,10 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   std::optional<L0Controller> controller = controller_;
   if (controller) SAE_TRY_VOID(controller->set_state(manifest.value("controller", Json())));
   std::vector<std::array<double, 8>> points;
-  for (const Json& row : curve) {
-    if (!row.is_array() || row.size() != 8) return corrupted("curve");
-    std::array<double, 8> point{};
-    for (std::size_t i = 0; i < point.size(); ++i) point[i] = number(row[i]);
-    points.push_back(point);
-  }
+  if (!read_points(curve, points)) return corrupted("curve");
+  std::vector<std::array<double, 6>> held_out;
+  if (!read_points(manifest.value("held_out", Json::array()), held_out))
+    return corrupted("held_out");
   const auto* silence = optimiser.find("silence");
   if (silence == nullptr || silence->dtype != "I64" ||
       silence->bytes.size() != silence_.size() * sizeof(std::int64_t))
@@ -182,6 +193,7 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   for (std::size_t i = 1; i < parts_.size(); ++i) parts_[i].norm_factor = number(factors[i]);
   controller_ = controller;
   curve_ = std::move(points);
+  held_out_ = std::move(held_out);
   for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = number(sums[i]);
   summed_ = manifest["summed"].get<std::uint64_t>();
   return {};
@@ -212,7 +224,8 @@ Sae TrainerBase::sae() const {
 
 Json TrainerBase::config() const {
   Json parameters = spec_.to_json();
-  for (const char* key : {"architecture", "recipe", "init_path", "device"}) parameters.erase(key);
+  for (const char* key : {"architecture", "recipe", "init_path", "device", "eval_every"})
+    parameters.erase(key);
   return {{"architecture", sweeps::to_string(spec_.architecture)},
           {"parameters", parameters},
           {"recipe", spec_.recipe},
@@ -226,13 +239,24 @@ Json TrainerBase::config() const {
 }
 
 std::string TrainerBase::curve_csv() const {
-  std::string text = "step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm\n";
-  for (const auto& point : curve_)
-    for (std::size_t i = 0; i < point.size(); ++i) {
-      if (std::isfinite(point[i])) text += sweeps::shortest(point[i]);
-      text += i + 1 < point.size() ? ',' : '\n';
-    }
-  return text;
+  std::string text = "step,tokens,loss,mse,fve,l0,dead_fraction,grad_norm";
+  if (!held_out_.empty())
+    text += ",heldout_loss,heldout_mse,heldout_fve,heldout_l0,heldout_dead_fraction";
+  const auto add_cell = [&text](double value) {
+    if (text.back() != '\n') text += ',';
+    if (std::isfinite(value)) text += sweeps::shortest(value);
+  };
+  auto looked = held_out_.begin();
+  for (const auto& point : curve_) {
+    text += '\n';
+    for (const double value : point) add_cell(value);
+    if (held_out_.empty()) continue;
+    const bool here = looked != held_out_.end() && (*looked)[0] == point[0];
+    for (std::size_t i = 1; i < held_out_[0].size(); ++i)
+      add_cell(here ? (*looked)[i] : std::numeric_limits<double>::quiet_NaN());
+    if (here) ++looked;
+  }
+  return text + '\n';
 }
 
 Json TrainerBase::summary() const {
@@ -243,6 +267,13 @@ Json TrainerBase::summary() const {
     const std::array<const char*, 8> names = {
         "", "", "loss_train", "mse_train", "fve_train", "l0_train", "dead_fraction", "grad_norm"};
     for (std::size_t i = 2; i < last.size(); ++i)
+      if (std::isfinite(last[i])) json[names[i]] = last[i];
+  }
+  if (!held_out_.empty()) {
+    const auto& last = held_out_.back();
+    const std::array<const char*, 6> names = {
+        "", "loss_heldout", "mse_heldout", "fve_heldout", "l0_heldout", "dead_fraction_heldout"};
+    for (std::size_t i = 1; i < last.size(); ++i)
       if (std::isfinite(last[i])) json[names[i]] = last[i];
   }
   return json;

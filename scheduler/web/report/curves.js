@@ -1,5 +1,5 @@
 // Learning curves: a line a trial over training tokens. The scale is that of the trials that
-// finished; one that diverged leaves it at the top.
+// finished; one that diverged leaves it at the top. What held-out rows say is a dotted line beside it.
 
 const CURVE_LABELS = {
   loss: "loss", mse: "squared error", fve: "fraction of variance explained", l0: "L0",
@@ -28,13 +28,15 @@ function setUpCurves() {
     drawCurves();
   });
   log.addEventListener("change", drawCurves);
+  document.getElementById("curve-held-out-choice").hidden = !ROWS.some((row) => row.curve?.held_out);
+  document.getElementById("curve-held-out").addEventListener("change", drawCurves);
 }
 
-function curvePoints(row, name, log) {
-  const column = row.curve.columns.indexOf(name);
+function curvePoints(curve, name, log) {
+  const column = curve.columns.indexOf(name);
   if (column < 0) return [];
-  const x = xColumn(row.curve);
-  return row.curve.rows
+  const x = xColumn(curve);
+  return curve.rows
     .map((values) => ({ x: values[x], y: values[column] }))
     .filter((point) => Number.isFinite(point.y) && (!log || point.y > 0));
 }
@@ -65,13 +67,23 @@ function drawCurves() {
     `${rows.length} trials${unfinished ? `, ${unfinished} of them not finished (dashed)` : ""}. Point at a line to see which it is; click to keep it in view.`;
   if (rows.length === 0) return;
 
-  const lines = rows.map((row) => ({ row, data: curvePoints(row, name, log) }));
+  const lines = rows.map((row) => ({ row, heldOut: false, data: curvePoints(row.curve, name, log) }));
+  if (document.getElementById("curve-held-out").checked) {
+    for (const row of rows) {
+      const data = row.curve.held_out ? curvePoints(row.curve.held_out, name, log) : [];
+      if (data.length) lines.push({ row, heldOut: true, data });
+    }
+  }
   const faint = Math.min(0.75, 0.22 + 12 / rows.length);
   const someone = state.picked.size > 0;
   const isNear = (row) => nearRow === row.index || state.picked.has(row.index);
-  const datasets = lines.map(({ row, data }) => ({
-    row, data, label: nameOf(row), pointRadius: 0, pointHitRadius: 8, pointHoverRadius: 4, tension: 0,
-    borderDash: row.state === "done" ? [] : [5, 3],
+  const datasets = lines.map(({ row, heldOut, data }) => ({
+    row, data, heldOut, label: heldOut ? `${nameOf(row)}, held-out rows` : nameOf(row),
+    // A short run has one point of held-out rows, which is no line.
+    pointRadius: heldOut && data.length < 3 ? 2 : 0,
+    pointBackgroundColor: colorOf(row.arch),
+    pointHitRadius: 8, pointHoverRadius: 4, tension: 0,
+    borderDash: heldOut ? [1, 3] : row.state === "done" ? [] : [5, 3],
     borderColor: () => withAlpha(colorOf(row.arch), isNear(row) ? 1 : someone ? faint * 0.35 : faint),
     borderWidth: () => (isNear(row) ? 3 : 1.3),
     hoverBackgroundColor: colorOf(row.arch),

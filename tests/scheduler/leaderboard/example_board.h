@@ -57,8 +57,9 @@ inline void add_scores(LeaderboardRow& row, double l0, double quality, double sk
 
 inline void add_curve(LeaderboardRow& row, double l0, double fve, bool diverges,
                       const ExampleOptions& options, Rng& rng) {
-  row.curve.columns = {"step", "tokens",        "loss",      "mse", "fve",
-                       "l0",   "dead_fraction", "grad_norm", "lr"};
+  row.curve.columns = {"step",          "tokens",    "loss", "mse",          "fve",        "l0",
+                       "dead_fraction", "grad_norm", "lr",   "heldout_loss", "heldout_fve"};
+  const std::size_t between_looks = std::max<std::size_t>(options.curve_points / 10, 1);
   for (std::size_t i = 0; i < options.curve_points; ++i) {
     const double t = static_cast<double>(i + 1) / static_cast<double>(options.curve_points);
     const double tokens = 4e6 * t;
@@ -66,7 +67,13 @@ inline void add_curve(LeaderboardRow& row, double l0, double fve, bool diverges,
     double loss = (1 - fve) * 0.8 + 2.2 * rest + 0.01 * rng.normal();
     if (diverges && t > 0.45) loss *= std::exp(22 * (t - 0.45));
     row.curve.rows.push_back({tokens / 2048, tokens, loss, loss * 0.9, fve - 1.2 * rest,
-                              l0 * (1 + 5 * rest), 0.25 * t * std::exp(-2 * t), 0.4 + rest, 3e-4});
+                              l0 * (1 + 5 * rest), 0.25 * t * std::exp(-2 * t), 0.4 + rest, 3e-4,
+                              std::nan(""), std::nan("")});
+    if ((i + 1) % between_looks == 0) {
+      std::vector<double>& now = row.curve.rows.back();
+      now[9] = loss * 1.05;
+      now[10] = now[4] - 0.01;
+    }
     if (diverges && t > 0.6) break;
   }
 }

@@ -68,6 +68,12 @@ said.outside = charts().map((chart) => chart.data.datasets.reduce((sum, set, i) 
   sum + (set.points ? chart.getDatasetMeta(i).data.filter((point) => !inside(chart, point)).length : 0), 0));
 said.curves = canvases("#curves-card").map(colours);
 said.densities = canvases("#densities").map(colours);
+const looks = () => Chart.getChart("curves").data.datasets.filter((set) => set.heldOut).length;
+said.heldOut = [looks()];
+for (let i = 0; i < 2; ++i) {
+  document.getElementById("curve-held-out").click();
+  said.heldOut.push(looks());
+}
 said.tooWide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 
 const chip = () => document.querySelector("#legend .chip");
@@ -167,6 +173,10 @@ TEST_P(ReportInABrowser, DrawsItsChartsAndAnswersClicks) {
     EXPECT_THAT(numbers(said[part]), testing::Not(IsEmpty())) << part;
     EXPECT_THAT(numbers(said[part]), Each(Gt(8))) << part << ": an empty canvas has one colour";
   }
+
+  const std::vector<int> looks = numbers(said["heldOut"]);
+  EXPECT_GT(looks.at(0), 10) << "a line of held-out rows beside each of training";
+  EXPECT_THAT(looks, testing::ElementsAre(looks[0], 0, looks[0])) << "the box takes them away";
 
   EXPECT_GE(said["chips"], 2);
   EXPECT_EQ(said["hidden"]["pressed"], "false");

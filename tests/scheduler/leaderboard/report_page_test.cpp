@@ -75,6 +75,34 @@ TEST(ReportPage, NoScriptEndsItsOwnElement) {
   EXPECT_THAT(page, Not(HasSubstr("/*@")));
 }
 
+TEST(ReportPage, WhatHeldOutRowsSayIsACurveOfItsOwn) {
+  Leaderboard board = test::example_board({.trials = 1});
+  board.rows[0].curve = parse_curve_csv(
+                            "step,tokens,loss,fve,heldout_loss,heldout_fve\n"
+                            "1,10,3,0.1,,\n2,20,2,0.2,2.5,0.15\n3,30,1,0.3,,\n4,40,1,0.4,1.5,\n")
+                            .value();
+  const Json curve = report_data(board)["rows"][0]["curve"];
+  EXPECT_EQ(curve["columns"], Json({"step", "tokens", "loss", "fve"}));
+  EXPECT_EQ(curve["rows"].size(), 4u);
+  EXPECT_EQ(curve["held_out"]["columns"], Json({"tokens", "loss", "fve"}));
+  EXPECT_EQ(curve["held_out"]["rows"], Json({{20, 2.5, 0.15}, {40, 1.5, nullptr}}));
+}
+
+TEST(ReportPage, ManyTrialsThinTheCurveOfTrainingAndKeepEveryLookAtHeldOutRows) {
+  const Json rows = report_data(test::example_board({.trials = 400}))["rows"];
+  for (const Json& row : rows) {
+    if (!row.contains("curve") || row["state"] != "done") continue;
+    EXPECT_LT(row["curve"]["rows"].size(), 100u);
+    EXPECT_EQ(row["curve"]["held_out"]["rows"].size(), 10u);
+  }
+}
+
+TEST(ReportPage, ACurveWithoutHeldOutRowsHasNone) {
+  Leaderboard board = test::example_board({.trials = 1});
+  board.rows[0].curve = parse_curve_csv("step,tokens,loss\n1,10,3\n").value();
+  EXPECT_FALSE(report_data(board)["rows"][0]["curve"].contains("held_out"));
+}
+
 TEST(ReportPage, EqualBoardsGiveEqualBytes) {
   EXPECT_EQ(report_page(test::example_board()), report_page(test::example_board()));
 }

@@ -67,7 +67,8 @@ TEST_F(ExecutorProgram, TellsProgressOfEachMember) {
   EXPECT_EQ(member.fence(), 5u);
   EXPECT_EQ(member.steps(), 100'000u);
   EXPECT_EQ(member.tokens(), member.step() * 64);
-  for (const char* metric : {"loss", "fve", "l0"}) EXPECT_TRUE(member.metrics().contains(metric));
+  for (const char* metric : {"loss", "fve", "l0", "dead_fraction", "grad_norm"})
+    EXPECT_TRUE(member.metrics().contains(metric)) << metric;
 }
 
 TEST_F(ExecutorProgram, TakesOneRunAtATime) {
