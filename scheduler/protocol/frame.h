@@ -5,7 +5,7 @@
 //   4    u8    major version
 //   5    u8    minor version
 //   6    u8    message type
-//   7    u8    flags: 1 reliable, 2 retransmission
+//   7    u8    flags: 1 reliable, 2 retransmission, 8 the first word over a new connection
 //   8    u64   session: low half of the sender's session id, see conversation.h
 //   16   u64   seq: 1, 2, 3, ... for reliable messages, 0 otherwise
 //   24   u64   ack: highest contiguous reliable seq received from the peer
@@ -57,6 +57,8 @@ std::string_view to_string(MessageType type);
 
 inline constexpr std::uint8_t kReliable = 1;
 inline constexpr std::uint8_t kRetransmission = 2;
+// What the other side sent over the connection before may be lost: it is to be sent again.
+inline constexpr std::uint8_t kNewConnection = 8;
 
 struct Header {
   std::uint8_t major = kMajorVersion;

@@ -55,6 +55,8 @@ struct WorkerPatience {
   std::chrono::milliseconds silence{10'000};
   std::chrono::milliseconds longest_silence{40'000};
   std::chrono::milliseconds handshake{10'000};
+  // Between two attempts to connect.
+  std::chrono::milliseconds longest_pause{30'000};
 };
 
 class WorkerLink {

@@ -95,13 +95,16 @@ struct SchedulerLink::State {
       found = peers.emplace(session, new_peer(route, std::move(identity))).first;
     }
     Peer& peer = found->second;
-    if (route != peer.route && !peer.former.contains(route)) move(peer, route);
+    const bool is_moved = route != peer.route && !peer.former.contains(route);
+    if (is_moved) move(peer, route);
     if (standing_of(header->session, session_number(session), own) == Standing::kOld) {
       // It has not heard us yet: its numbers are another's, but HELLO may be what it says.
       if ((header->flags & kReliable) != 0) return;
     } else if (!peer.reliable.accept(*header, now())) {
       return;
     }
+    // ZeroMQ connects again under the same routing id.
+    if ((header->flags & kNewConnection) != 0 && !is_moved && route == peer.route) repeat(peer);
     if (header->type == MessageType::kAcknowledge) return;
     heard.push_back(
         {session, header->type, frames[2].to_string(), peer.identity.role, peer.identity.name});
@@ -137,6 +140,10 @@ struct SchedulerLink::State {
   void move(Peer& peer, const std::string& route) {
     if (peer.former.size() >= kMaxStrangers) peer.former.clear();
     peer.former.insert(std::exchange(peer.route, route));
+    repeat(peer);
+  }
+
+  void repeat(Peer& peer) {
     for (const OutgoingFrame& frame : peer.reliable.resend(now())) say(peer, frame);
   }
 

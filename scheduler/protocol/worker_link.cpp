@@ -18,10 +18,9 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr int kRefusals = 3;
-// Before we connect anew where ZeroMQ does not: doubled up to the longest, from the start again
-// after a handshake.
+// Before we connect anew where ZeroMQ does not: doubled up to WorkerPatience::longest_pause, from
+// the start again after a handshake.
 constexpr Duration kShortestPause = 200ms;
-constexpr Duration kLongestPause = 30s;
 // For a connection that is about to take messages: nothing tells when it does.
 constexpr std::chrono::milliseconds kShortestWait = 1ms;
 
@@ -41,6 +40,8 @@ struct WorkerLink::State {
       socket.emplace(context, zmq::socket_type::dealer);
       set_common_options(*socket);
       set_client_options(*socket);
+      socket->set(zmq::sockopt::reconnect_ivl_max,
+                  static_cast<int>(patience.longest_pause.count()));
       socket->set(zmq::sockopt::handshake_ivl, static_cast<int>(patience.handshake.count()));
       socket->set(zmq::sockopt::routing_id, new_routing_id(session));
       SAE_TRY_VOID(secure_client_socket(*socket, endpoint, security));
@@ -61,7 +62,7 @@ struct WorkerLink::State {
     add(earlier, monitor->counters());
     if (const auto reopened = open(); !reopened)
       log::error("link.connect_anew error={}", reopened.error().message);
-    pause = std::min(kLongestPause, 2 * pause);
+    pause = std::min<Duration>(patience.longest_pause, 2 * pause);
     down_since = now();
   }
 
@@ -123,7 +124,9 @@ struct WorkerLink::State {
   // Tells the scheduler where we are now, then repeats what may not have arrived. ZeroMQ tells of a
   // handshake a moment before it takes messages: then the next poll does it.
   void greet() {
-    if (!send_frame(*socket, nullptr, peer.unreliable(MessageType::kAcknowledge, {}))) return;
+    OutgoingFrame here = peer.unreliable(MessageType::kAcknowledge, {});
+    here.header.flags |= kNewConnection;
+    if (!send_frame(*socket, nullptr, here)) return;
     is_fresh = false;
     was_connected_anew = true;
     for (const auto& [type, frame] : early) send_frame(*socket, nullptr, frame);

@@ -21,8 +21,9 @@ struct Faults : SecureLinks {
   FaultProxy proxy{port_of(endpoint)};
   // Less patient than outside of tests: a stall takes a second, not a minute.
   WorkerLink worker =
-      WorkerLink::connect(fmt::format("tcp://127.0.0.1:{}", proxy.port()), security_of("worker"),
-                          {.silence = 1s, .longest_silence = 2s, .handshake = 1s})
+      WorkerLink::connect(
+          fmt::format("tcp://127.0.0.1:{}", proxy.port()), security_of("worker"),
+          {.silence = 1s, .longest_silence = 2s, .handshake = 1s, .longest_pause = 500ms})
           .value();
   std::string peer;  // the worker, to the scheduler
   // How many each side has said and heard; the numbers are in the messages.

@@ -136,6 +136,30 @@ TEST_F(Link, LooksAtOtherDescriptorsToo) {
   ::close(ends[1]);
 }
 
+// ZeroMQ connects again by itself and under the same routing id: what was on its way is lost then.
+TEST_F(Link, RepeatsAtOnceWhatAPeerMayHaveLostWithItsConnection) {
+  zmq::context_t context;
+  zmq::socket_t worker(context, zmq::socket_type::dealer);
+  worker.set(zmq::sockopt::linger, 0);
+  worker.connect(endpoint);
+  const auto say = [&](MessageType type, std::uint8_t flags) {
+    worker.send(zmq::buffer(encode_header({.type = type, .flags = flags}, {})),
+                zmq::send_flags::sndmore);
+    worker.send(zmq::message_t(), zmq::send_flags::none);
+  };
+  say(MessageType::kHello, 0);
+  const auto heard = hear(1);
+  ASSERT_EQ(heard.size(), 1u);
+  ASSERT_TRUE(scheduler.send(heard[0].peer, MessageType::kControl, Control(), true));
+  say(MessageType::kHeartbeat, 0);
+  ASSERT_EQ(hear(1).size(), 1u);
+  EXPECT_EQ(scheduler.counters().retransmitted, 0u);
+  say(MessageType::kAcknowledge, kNewConnection);
+  say(MessageType::kHeartbeat, 0);
+  ASSERT_EQ(hear(1).size(), 1u);
+  EXPECT_EQ(scheduler.counters().retransmitted, 1u);
+}
+
 TEST_F(Link, SurvivesGarbageAndHearsAPeerNoMoreThatSendsALot) {
   zmq::context_t context;
   zmq::socket_t rude(context, zmq::socket_type::dealer);
