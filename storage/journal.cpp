@@ -1,6 +1,7 @@
 #include "storage/journal.h"
 
 #include <rocksdb/db.h>
+#include <rocksdb/slice_transform.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/write_batch.h>
@@ -133,7 +134,13 @@ Result<void> Journal::State::open_for(bool writing) {
   }
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
   descriptors.reserve(names.size());
-  for (const auto& name : names) descriptors.emplace_back(name, rocksdb::ColumnFamilyOptions(all));
+  for (const auto& name : names) {
+    rocksdb::ColumnFamilyOptions family(all);
+    // The next key goes where the last one went.
+    if (std::ranges::count(options.appended, name) > 0)
+      family.memtable_insert_with_hint_prefix_extractor.reset(rocksdb::NewCappedPrefixTransform(1));
+    descriptors.emplace_back(name, family);
+  }
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* opened = nullptr;
   status = writing ? rocksdb::DB::Open(all, directory.string(), descriptors, &handles, &opened)

@@ -32,6 +32,7 @@ struct JournalWrite {
 
 struct JournalOptions {
   std::vector<std::string> families;  // created where missing; "default" is the journal's own
+  std::vector<std::string> appended;  // of these: keys only rise, which makes writing cheaper
   std::uint32_t version = 1;          // of what the caller writes
   bool read_only = false;
   // Locks and syncs of shared file systems have corrupted databases like this one.

@@ -17,6 +17,7 @@
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
 #include "scheduler/cli/verbs.h"
+#include "scheduler/service/bench_agents.h"
 #include "scheduler/service/bench_tasks.h"
 #include "storage/bench_cache.h"
 #include "sweeps/values.h"
@@ -156,6 +157,24 @@ int bench_tasks(const TasksFlags& flags) {
   return show(*measured, "tasks", flags.json);
 }
 
+struct AgentsFlags {
+  bool json = false;
+  std::string directory = ".";
+  scheduler::AgentsBench bench = {};
+};
+
+int bench_agents(const AgentsFlags& flags) {
+  scheduler::AgentsBench bench = flags.bench;
+  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
+  if (!scratch) return complain(scratch.error());
+  bench.directory = *scratch;
+  const auto measured = scheduler::bench_agents(bench);
+  std::error_code ignored;
+  fs::remove_all(*scratch, ignored);
+  if (!measured) return complain(measured.error());
+  return show(*measured, "agents", flags.json);
+}
+
 struct ExecutorBench {
   const char* name;
   const char* what;
@@ -170,6 +189,23 @@ constexpr ExecutorBench kExecutorBenches[] = {
      "saesweep-task bench harvest --help lists the flags\n"},
     {"generate", "Games played, per second",
      "saesweep-task bench generate --help lists the flags\n"}};
+
+std::shared_ptr<AgentsFlags> add_agents_bench(CLI::App& verb) {
+  CLI::App* agents = verb.add_subcommand(
+      "agents", "Many agents: that only live, tell of progress, and come back all at once");
+  auto flags = std::make_shared<AgentsFlags>();
+  agents->add_flag("--json", flags->json, "For machines");
+  agents->add_option("--agents", flags->bench.agents, "Default: 512")->check(CLI::Range(1, 1024));
+  agents->add_option("--slots", flags->bench.slots, "Of all agents together (default 1024)")
+      ->check(CLI::Range(1, 100'000));
+  agents->add_option("--members", flags->bench.members, "Of each run (default 10)")
+      ->check(CLI::Range(1, 64));
+  agents->add_option("--seconds", flags->bench.seconds, "Of each look (default 5)")
+      ->check(CLI::Range(1, 3600));
+  agents->add_option("--dir", flags->directory, "Whose disk to use (default: this directory's)")
+      ->type_name("DIR");
+  return flags;
+}
 
 }  // namespace
 
@@ -210,20 +246,24 @@ Action add_bench(CLI::App& program, const GlobalFlags&) {
                    "Sweeps of one task, whose latency is measured (default 200)")
       ->check(CLI::Range(0, 1'000'000));
   tasks
-      ->add_option("--idle", of_tasks->bench.idle_s,
-                   "Seconds to look at an idle scheduler (default 5)")
-      ->check(CLI::Range(0, 3600));
+      ->add_option("--task-seconds", of_tasks->bench.task_s,
+                   "Each task takes so long: how much longer than full slots would take it all is")
+      ->check(CLI::Range(0.0, 3600.0));
   tasks->add_option("--dir", of_tasks->directory, "Whose disk to use (default: this directory's)")
       ->type_name("DIR");
+  const auto of_agents = add_agents_bench(*verb);
   verb->footer(R"(Examples:
   saesweep bench train --arch topk -n 16 --d-in 512 --d-sae 4096 --k 32 --batch 4096 --json
   saesweep bench cache --dir /scratch
   saesweep bench tasks --slots 1000
+  saesweep bench tasks --slots 16 --tasks 10k --task-seconds 1
+  saesweep bench agents --agents 512
   saesweep bench generate
 )");
-  return [verb, cache, flags, tasks, of_tasks] {
+  return [verb, cache, flags, tasks, of_tasks, of_agents] {
     if (cache->parsed()) return bench_cache(*flags);
     if (tasks->parsed()) return bench_tasks(*of_tasks);
+    if (verb->get_subcommand("agents")->parsed()) return bench_agents(*of_agents);
     for (const ExecutorBench& bench : kExecutorBenches)
       if (const CLI::App* one = verb->get_subcommand(bench.name); one->parsed())
         return bench_by_executor(bench.name, one->remaining(), one->help());

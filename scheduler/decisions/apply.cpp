@@ -99,9 +99,9 @@ void Applier::apply(const journal::Event& event) {
 
 journal::Task& Applier::task_at(const std::string& id) {
   const auto found = state_.tasks_.find(id);
-  SAE_CHECK(found != state_.tasks_.end(), "no task {}", id);
-  changes_.tasks.insert(id);
-  return found->second;
+  SAE_CHECK(found != nullptr, "no task {}", id);
+  changes_.tasks.insert(found);
+  return found->second.task;
 }
 
 journal::Run& Applier::run_at(std::uint64_t id) {
@@ -176,7 +176,7 @@ void Applier::end_attempts(const journal::Run& run, journal::Ending ending,
 void Applier::begin(Task& task) {
   if (has_inputs(task))
     task.mutable_ready();
-  else if (is_finished(state_.tasks_.at(task.spec().needs())))
+  else if (is_finished(state_.tasks_.at(task.spec().needs()).task))
     task.mutable_skipped();
   else
     task.mutable_blocked();
@@ -199,9 +199,7 @@ void Applier::begin_again(Task& task) {
 }
 
 void Applier::tell_dependents(const Task& task) {
-  const auto found = state_.filed_.find(task.spec().id());
-  if (found == state_.filed_.end()) return;
-  const std::set<std::string> dependents = found->second.dependents;
+  const std::set<std::string> dependents = state_.tasks_.at(task.spec().id()).filed.dependents;
   for (const std::string& id : dependents) {
     Task& dependent = task_at(id);
     if (is_leased(dependent)) continue;  // its inputs are looked at when it comes back
@@ -254,7 +252,7 @@ void Applier::run_started(const journal::RunStarted& event) {
   for (const std::string& id : run.tasks()) {
     Task& task = task_at(id);
     task.mutable_running();
-    state_.file_begun(task, state_.filed_[id]);
+    state_.file_begun(state_.tasks_.at(id));
   }
   const auto worker = state_.workers_.find(run.worker());
   if (worker != state_.workers_.end() && worker->second.said_free > 0) --worker->second.said_free;

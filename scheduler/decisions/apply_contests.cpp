@@ -18,13 +18,14 @@ void Applier::take_part(const journal::Sweep& old, const journal::Sweep& sweep) 
   std::map<std::string, Standing> before;
   if (old.has_early_stopping()) {
     for (const std::string& id : tasks_of(old)) {
-      Task& task = state_.tasks_.at(id);
+      auto* const named = state_.tasks_.find(id);
+      Task& task = named->second.task;
       auto& standings = *task.mutable_standings();
       for (int i = 0; i < standings.size(); ++i) {
         if (standings[i].sweep() != sweep.name()) continue;
         before[id] = standings[i];
         standings.DeleteSubrange(i, 1);
-        changes_.tasks.insert(id);
+        changes_.tasks.insert(named);
         break;
       }
     }

@@ -54,12 +54,13 @@ void Applier::started(const journal::ProcessStarted& event) {
     state_.meta_.clear_draining();
   }
   // A backoff is a moment of the clock of an incarnation before.
-  for (auto& [id, task] : state_.tasks_) {
+  for (auto& named : state_.tasks_) {
+    Task& task = named.second.task;
     if (task.has_backoff()) {
       task.mutable_ready();
-      changes_.tasks.insert(id);
+      changes_.tasks.insert(&named);
     }
-    state_.file(task);
+    state_.file(named.second);
   }
 }
 
@@ -99,17 +100,18 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
   sweep.set_ended(0);
   if (sweep.priority() == 0) sweep.set_priority(old.priority());
   if (sweep.weight() == 0) sweep.set_weight(old.weight());
-  state_.want(sweep);
 
   std::uint64_t order = state_.meta_.last_submission() << 32;
   for (const journal::TaskSpec& spec : event.tasks()) {
-    Task& task = state_.tasks_[spec.id()];
-    changes_.tasks.insert(spec.id());
+    auto& named = state_.tasks_.add(spec.id());
+    changes_.tasks.insert(&named);
+    Task& task = named.second.task;
     *task.mutable_spec() = spec;
     task.set_order(++order);
-    if (!spec.needs().empty()) state_.filed_[spec.needs()].dependents.insert(spec.id());
-    begin(task);
+    if (!spec.needs().empty()) state_.tasks_.at(spec.needs()).filed.dependents.insert(spec.id());
   }
+  state_.want(sweep);
+  for (const journal::TaskSpec& spec : event.tasks()) begin(state_.tasks_.at(spec.id()).task);
   // Who is no longer named, and who is named by one more.
   for (const std::string& id : old_tasks)
     if (const Task* task = state_.find_task(id)) state_.file(*task);
@@ -147,7 +149,7 @@ void Applier::sweep_changed(const journal::SweepChanged& event) {
   if (event.has_priority()) sweep.set_priority(event.priority());
   if (event.has_weight()) sweep.set_weight(event.weight());
   const auto is_unfinished = [&](const std::string& id) {
-    return !id.empty() && !is_finished(state_.tasks_.at(id));
+    return !id.empty() && !is_finished(state_.tasks_.at(id).task);
   };
   for (journal::Subject& subject : *sweep.mutable_subjects()) {
     if (!chosen.empty() && !chosen.contains(subject.identity())) continue;

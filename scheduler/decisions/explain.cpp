@@ -269,7 +269,7 @@ class Explainer {
     std::uint64_t older = 0;
     for (const auto& [key, ready] : state_.desk(payer.name()).ready)
       older += static_cast<std::uint64_t>(
-          std::distance(ready.begin(), ready.lower_bound({task_.order(), id_})));
+          std::distance(ready.begin(), ready.lower_bound(task_.order())));
     if (before.empty() && older == 0 && can_begin)
       return say("next", "is next: it begins at the next look");
     if (before.empty() && older == 0) return;

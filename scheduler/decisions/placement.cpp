@@ -195,7 +195,11 @@ class Placer {
     for (const std::uint64_t id : state_.waiting_runs())
       if (free_ > 0) place_again(*state_.find_run(id));
     make_queues();
-    taken_ = slots_taken(state_);
+    // Alone, a sweep has every turn.
+    if (is_anybody_else())
+      taken_ = slots_taken(state_);
+    else
+      taken_.assign(state_.desks().size(), 0);
     while (free_ > 0)
       if (!place_next()) return;
   }
@@ -209,18 +213,16 @@ class Placer {
     GroupKey key;
     const SweepState::Ordered* ready = nullptr;
     SweepState::Ordered::const_iterator next;
-    std::vector<std::pair<std::uint64_t, std::string>> late;  // their backoff is over
+    std::vector<const Task*> late;  // their backoff is over; in order
     std::size_t next_late = 0;
     std::size_t left = 0;
     bool stuck = false;  // no room for its first task
 
     bool is_late_first() const {
       if (next_late == late.size()) return false;
-      return ready == nullptr || next == ready->end() || late[next_late] < *next;
+      return ready == nullptr || next == ready->end() || late[next_late]->order() < next->first;
     }
-    const std::pair<std::uint64_t, std::string>& head() const {
-      return is_late_first() ? late[next_late] : *next;
-    }
+    const Task& head() const { return is_late_first() ? *late[next_late] : *next->second; }
     void pop() {
       if (is_late_first())
         ++next_late;
@@ -262,15 +264,20 @@ class Placer {
       }
     }
     const std::uint64_t now_ns = to_ns(now_);
-    for (const auto& [until_ns, id] : state_.backoffs()) {
-      if (until_ns > now_ns) break;
-      const Task& task = *state_.find_task(id);
-      Queue& queue = queue_of(numbers.at(state_.payer_of(id)->name()),
-                              {task.spec().kind(), task.spec().group()});
-      queue.late.emplace_back(task.order(), id);
+    for (const auto& [when, task] : state_.backoffs()) {
+      if (when.first > now_ns) break;
+      Queue& queue = queue_of(numbers.at(state_.payer_of(task->spec().id())->name()),
+                              {task->spec().kind(), task->spec().group()});
+      queue.late.push_back(task);
       ++queue.left;
     }
-    for (Queue& queue : queues_) std::ranges::sort(queue.late);
+    for (Queue& queue : queues_) std::ranges::sort(queue.late, {}, &Task::order);
+  }
+
+  // Tasks of more than one sweep wait.
+  bool is_anybody_else() const {
+    return std::ranges::any_of(
+        queues_, [&](const Queue& queue) { return queue.desk != queues_.front().desk; });
   }
 
   void place_again(const journal::Run& run) {
@@ -294,13 +301,13 @@ class Placer {
     for (Queue& queue : queues_) {
       if (queue.left == 0 || queue.stuck) continue;
       const std::pair order{turn_of(state_, state_.desks()[queue.desk], taken_[queue.desk]),
-                            queue.head().first};
+                            queue.head().order()};
       if (best && !(order < *best)) continue;
       best = order;
       chosen = &queue;
     }
     if (chosen == nullptr) return false;
-    const Task& first = *state_.find_task(chosen->head().second);
+    const Task& first = chosen->head();
     if (Room* room = find_room(first, memory_of(first)))
       place_group(*room, *chosen);
     else
@@ -356,7 +363,7 @@ class Placer {
                                                                     : 1;
     std::size_t limit = std::min(most, (group.left() + group.parts - 1) / group.parts);
     --group.parts;
-    const Task& oldest = *state_.find_task(first.head().second);
+    const Task& oldest = first.head();
     const std::uint64_t promised = budget_at(room, oldest);
     const std::uint64_t budget =
         promised == 0 ? state_.payer_of(oldest.spec().id())->memory_bytes() : promised;
@@ -368,7 +375,7 @@ class Placer {
       if (queue != &first) sources.push_back(queue);
     for (Queue* queue : sources)
       while (queue->left > 0 && members.size() < limit) {
-        const Task& task = *state_.find_task(queue->head().second);
+        const Task& task = queue->head();
         const std::size_t own = task.most_in_run() == 0 ? limit : task.most_in_run();
         const bool fits = budget == 0 || used + memory_of(task) <= budget || members.empty();
         if (members.size() >= own || !fits) break;

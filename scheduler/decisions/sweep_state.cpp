@@ -49,7 +49,7 @@ bool is_passing(const journal::Event& event) {
 
 std::vector<std::string> tasks_of(const journal::Sweep& sweep) {
   std::vector<std::string> tasks;
-  std::set<std::string> seen;
+  std::unordered_set<std::string_view> seen;
   const auto add = [&](const std::string& task) {
     if (!task.empty() && seen.insert(task).second) tasks.push_back(task);
   };
@@ -73,8 +73,8 @@ TimePoint from_ns(std::uint64_t ns) {
 // ---- reading ------------------------------------------------------------------------------------
 
 const Task* SweepState::find_task(const std::string& id) const {
-  const auto found = tasks_.find(id);
-  return found == tasks_.end() ? nullptr : &found->second;
+  const auto* found = tasks_.find(id);
+  return found == nullptr ? nullptr : &found->second.task;
 }
 
 const journal::Run* SweepState::find_run(std::uint64_t id) const {
@@ -88,8 +88,8 @@ bool SweepState::is_draining(const std::string& session) const {
 
 const std::vector<SweepState::Want>& SweepState::wants(const std::string& task) const {
   static const std::vector<Want> kNobody;
-  const auto found = filed_.find(task);
-  return found == filed_.end() ? kNobody : found->second.wants;
+  const auto* found = tasks_.find(task);
+  return found == nullptr ? kNobody : found->second.filed.wants;
 }
 
 const journal::Sweep& SweepState::sweep_of(const Want& want) const {
@@ -147,11 +147,15 @@ const journal::Sweep* SweepState::active_sweep_of(const std::string& task) const
 }
 
 const journal::Sweep* SweepState::payer_of(const std::string& task) const {
+  return payer_of(wants(task));
+}
+
+const journal::Sweep* SweepState::payer_of(const std::vector<Want>& wants) const {
   const journal::Sweep* payer = nullptr;
   const auto rank = [](const journal::Sweep& sweep) {
     return std::pair(sweep.priority(), sweep.submission());
   };
-  for (const Want& want : wants(task)) {
+  for (const Want& want : wants) {
     if (!is_working(want)) continue;
     const journal::Sweep& sweep = sweep_of(want);
     if (payer == nullptr || rank(sweep) > rank(*payer)) payer = &sweep;
@@ -168,6 +172,22 @@ const SweepState::Desk& SweepState::desk(const std::string& sweep) const {
   return desks_.at(desk_numbers_.at(sweep));
 }
 
+// What points to tasks is made anew.
+SweepState::SweepState(const SweepState& other)
+    : meta_(other.meta_),
+      sweeps_(other.sweeps_),
+      tasks_(other.tasks_),
+      runs_(other.runs_),
+      workers_(other.workers_),
+      desks_(other.desks_),
+      desk_numbers_(other.desk_numbers_),
+      passed_over_(other.passed_over_),
+      charged_until_(other.charged_until_) {
+  settle_indexes();
+}
+
+SweepState& SweepState::operator=(const SweepState& other) { return *this = SweepState(other); }
+
 // ---- indexes ------------------------------------------------------------------------------------
 
 std::uint32_t SweepState::number_of(const std::string& sweep) {
@@ -177,23 +197,25 @@ std::uint32_t SweepState::number_of(const std::string& sweep) {
   return found->second;
 }
 
-void SweepState::unfile(const Task& task, Filed& filed) {
+void SweepState::unfile(FiledTask& entry) {
+  auto& [task, filed] = entry;
   for (const std::uint32_t desk : filed.open_at) --desks_[desk].open;
   filed.open_at.clear();
   if (filed.ready_at) {
     auto& ready = desks_[*filed.ready_at].ready;
     const auto group = ready.find({task.spec().kind(), task.spec().group()});
-    group->second.erase({task.order(), task.spec().id()});
+    group->second.erase(task.order());
     if (group->second.empty()) ready.erase(group);
     filed.ready_at.reset();
   }
   if (filed.backoff_until) {
-    backoffs_.erase({*filed.backoff_until, task.spec().id()});
+    backoffs_.erase({*filed.backoff_until, task.order()});
     filed.backoff_until.reset();
   }
 }
 
-void SweepState::file_begun(const Task& task, Filed& filed) {
+void SweepState::file_begun(FiledTask& entry) {
+  auto& [task, filed] = entry;
   if (filed.begun_in != 0) {
     const auto begun = begun_.find(filed.begun_in);
     begun->second.hash ^= filed.begun_hash;
@@ -208,11 +230,12 @@ void SweepState::file_begun(const Task& task, Filed& filed) {
   begun.hash ^= filed.begun_hash;
 }
 
-void SweepState::file(const Task& task) {
-  const std::string& id = task.spec().id();
-  Filed& filed = filed_[id];
-  unfile(task, filed);
-  file_begun(task, filed);
+void SweepState::file(const Task& task) { file(tasks_.at(task.spec().id())); }
+
+void SweepState::file(FiledTask& entry) {
+  auto& [task, filed] = entry;
+  unfile(entry);
+  file_begun(entry);
   const bool open = !is_finished(task);
   for (const Want& want : filed.wants) {
     if (open && is_wanted(want)) {
@@ -221,16 +244,17 @@ void SweepState::file(const Task& task) {
     }
   }
   for (const Want& want : filed.wants) file(sweep_of(want));
-  const journal::Sweep* payer = is_waiting(task) && task.run() == 0 ? payer_of(id) : nullptr;
+  const journal::Sweep* payer =
+      is_waiting(task) && task.run() == 0 ? payer_of(filed.wants) : nullptr;
   if (payer == nullptr) {
-    passed_over_.erase(id);
+    if (!passed_over_.empty()) passed_over_.erase(task.spec().id());
   } else if (task.has_backoff()) {
     filed.backoff_until = task.backoff().until_ns();
-    backoffs_.insert({*filed.backoff_until, id});
+    backoffs_.emplace(std::pair(*filed.backoff_until, task.order()), &task);
   } else {
     filed.ready_at = number_of(payer->name());
     desks_[*filed.ready_at].ready[{task.spec().kind(), task.spec().group()}].emplace(task.order(),
-                                                                                     id);
+                                                                                     &task);
   }
 }
 
@@ -262,7 +286,9 @@ void SweepState::want(const journal::Sweep& sweep) {
   const std::uint32_t number = number_of(sweep.name());
   const auto add = [&](const std::string& task, std::int32_t subject) {
     if (task.empty()) return;
-    auto& wants = filed_[task].wants;
+    auto* named = tasks_.find(task);
+    if (named == nullptr) return;
+    auto& wants = named->second.filed.wants;
     const Want want{number, subject};
     wants.insert(std::ranges::lower_bound(wants, want), want);
   };
@@ -276,7 +302,8 @@ void SweepState::want(const journal::Sweep& sweep) {
 void SweepState::unwant(const journal::Sweep& sweep) {
   const std::uint32_t number = number_of(sweep.name());
   for (const std::string& task : tasks_of(sweep))
-    std::erase_if(filed_[task].wants, [&](const Want& want) { return want.sweep == number; });
+    std::erase_if(tasks_.at(task).filed.wants,
+                  [&](const Want& want) { return want.sweep == number; });
 }
 
 void SweepState::load(journal::Sweep sweep) {
@@ -286,7 +313,7 @@ void SweepState::load(journal::Sweep sweep) {
 
 void SweepState::load(Task task) {
   const std::string id = task.spec().id();
-  tasks_[id] = std::move(task);
+  tasks_.add(id).second.task = std::move(task);
 }
 
 void SweepState::load(journal::Run run) {
@@ -295,7 +322,7 @@ void SweepState::load(journal::Run run) {
 }
 
 void SweepState::settle_indexes() {
-  filed_.clear();
+  for (auto& [id, entry] : tasks_) entry.filed = {};
   contests_.clear();
   overdue_.clear();
   backoffs_.clear();
@@ -307,9 +334,10 @@ void SweepState::settle_indexes() {
   }
   for (auto& [session, worker] : workers_) worker.runs.clear();
   for (const auto& [name, sweep] : sweeps_) want(sweep);
-  for (const auto& [id, task] : tasks_)
-    if (!task.spec().needs().empty()) filed_[task.spec().needs()].dependents.insert(id);
-  for (const auto& [id, task] : tasks_) file(task);
+  for (const auto& [id, entry] : tasks_)
+    if (auto* needed = tasks_.find(entry.task.spec().needs()); needed != nullptr)
+      needed->second.filed.dependents.insert(id);
+  for (auto& [id, entry] : tasks_) file(entry);
   for (const auto& [name, sweep] : sweeps_) file(sweep);
   for (const auto& [id, run] : runs_) file(run);
   for (const auto& [name, sweep] : sweeps_)
@@ -364,8 +392,8 @@ std::string broken_rule_of_task(const SweepState& state, const std::string& id, 
 }  // namespace
 
 std::string SweepState::broken_invariant() const {
-  for (const auto& [id, task] : tasks_)
-    if (auto broken = broken_rule_of_task(*this, id, task); !broken.empty()) return broken;
+  for (const auto& [id, entry] : tasks_)
+    if (auto broken = broken_rule_of_task(*this, id, entry.task); !broken.empty()) return broken;
   for (const auto& [id, run] : runs_) {
     if (run.id() != id || id == 0 || id > meta_.last_run())
       return fmt::format("run {} is filed under {}", run.id(), id);
@@ -390,16 +418,23 @@ std::string SweepState::broken_invariant() const {
 }
 
 std::string SweepState::broken_index() const {
-  SweepState anew = *this;
-  anew.settle_indexes();
-  if (anew.desks_ != desks_) return "the desks of sweeps are not what the tasks say";
-  for (const auto& [id, filed] : filed_)
-    if (const auto found = anew.filed_.find(id);
-        found == anew.filed_.end() ? filed != Filed{} : found->second != filed)
+  const SweepState anew = *this;  // indexes and all
+  const auto is_key_same = [](const auto& a, const auto& b) { return a.first == b.first; };
+  const auto is_same = [&](const Desk& one, const Desk& other) {
+    return one.sweep == other.sweep && one.open == other.open && one.charge == other.charge &&
+           std::ranges::equal(one.ready, other.ready, [&](const auto& a, const auto& b) {
+             return a.first == b.first && std::ranges::equal(a.second, b.second, is_key_same);
+           });
+  };
+  if (!std::ranges::equal(anew.desks_, desks_, is_same))
+    return "the desks of sweeps are not what the tasks say";
+  for (const auto& [id, entry] : tasks_)
+    if (anew.tasks_.at(id).filed != entry.filed)
       return fmt::format("{} is not filed as it should be", id);
   if (anew.contests_ != contests_) return "the contests of sweeps are not what the tasks say";
   if (anew.overdue_ != overdue_) return "the sweeps that are over are not what the desks say";
-  if (anew.backoffs_ != backoffs_) return "the index of backoffs is not what the tasks say";
+  if (!std::ranges::equal(anew.backoffs_, backoffs_, is_key_same))
+    return "the index of backoffs is not what the tasks say";
   if (anew.waiting_runs_ != waiting_runs_) return "the index of runs is not what the runs say";
   if (anew.begun_ != begun_) return "what runs have begun is not what their tasks say";
   for (const auto& [session, worker] : workers_)

@@ -13,11 +13,13 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
+#include "core/check.h"
 #include "core/clock.h"
 #include "scheduler/decisions/journal.pb.h"
 #include "scheduler/early_stopping/contest.h"
@@ -44,13 +46,7 @@ struct Worker {
 
 using NamedWorker = std::pair<const std::string, Worker>;  // by session
 
-// What an event changed. A run or sweep named here may be gone.
-struct Changes {
-  bool meta = false;
-  std::set<std::string> sweeps;
-  std::unordered_set<std::string> tasks;
-  std::set<std::uint64_t> runs;
-};
+struct Changes;
 
 bool is_finished(const journal::Task& task);  // one of the terminal phases
 bool is_leased(const journal::Task& task);    // assigned or running
@@ -71,6 +67,78 @@ TimePoint from_ns(std::uint64_t ns);
 
 class SweepState {
  public:
+  // A row of a sweep that names a task.
+  struct Want {
+    std::uint32_t sweep = 0;   // its number among desks()
+    std::int32_t subject = 0;  // -1: the sweep's model
+    auto operator<=>(const Want&) const = default;
+  };
+  // Where the indexes have a task.
+  struct Filed {
+    std::vector<Want> wants;
+    std::set<std::string> dependents;
+    std::vector<std::uint32_t> open_at;     // desks that count it as open, one for each row
+    std::optional<std::uint32_t> ready_at;  // desk
+    std::optional<std::uint64_t> backoff_until;
+    std::uint64_t begun_in = 0;    // run; 0: none
+    std::uint64_t begun_hash = 0;  // of its lease there
+    bool operator==(const Filed&) const = default;
+  };
+  struct FiledTask {
+    journal::Task task;
+    Filed filed = {};
+  };
+
+  // By id. None ever leaves. What is asked for is mostly what was asked for last: that is found
+  // without a search. Not even reading is for two threads.
+  class Tasks {
+   public:
+    using Map = std::unordered_map<std::string, FiledTask>;
+    Tasks() = default;
+    Tasks(const Tasks& other) : map_(other.map_) {}
+    Tasks(Tasks&& other) noexcept
+        : map_(std::move(other.map_)), last_(std::exchange(other.last_, nullptr)) {}
+    Tasks& operator=(Tasks other) noexcept {
+      map_.swap(other.map_);
+      last_ = std::exchange(other.last_, nullptr);
+      return *this;
+    }
+    ~Tasks() = default;
+
+    const Map::value_type* find(const std::string& id) const {
+      return const_cast<Tasks*>(this)->find(id);
+    }
+    Map::value_type* find(const std::string& id) {
+      if (last_ != nullptr && last_->first == id) return last_;
+      const auto found = map_.find(id);
+      if (found == map_.end()) return nullptr;
+      return last_ = &*found;
+    }
+    FiledTask& at(const std::string& id) {
+      Map::value_type* const found = find(id);
+      SAE_CHECK(found != nullptr, "no task {}", id);
+      return found->second;
+    }
+    const FiledTask& at(const std::string& id) const { return const_cast<Tasks*>(this)->at(id); }
+    Map::value_type& add(const std::string& id) { return *map_.try_emplace(id).first; }
+    std::size_t size() const { return map_.size(); }
+    Map::iterator begin() { return map_.begin(); }
+    Map::iterator end() { return map_.end(); }
+    Map::const_iterator begin() const { return map_.begin(); }
+    Map::const_iterator end() const { return map_.end(); }
+
+   private:
+    Map map_;
+    Map::value_type* last_ = nullptr;  // found
+  };
+
+  SweepState() = default;
+  SweepState(const SweepState& other);
+  SweepState& operator=(const SweepState& other);
+  SweepState(SweepState&&) noexcept = default;  // tasks stay where they are
+  SweepState& operator=(SweepState&&) noexcept = default;
+  ~SweepState() = default;
+
   // From stored objects; call settle_indexes() after the last.
   void load(journal::Meta meta) { meta_ = std::move(meta); }
   void load(journal::Sweep sweep);
@@ -82,7 +150,6 @@ class SweepState {
 
   const journal::Meta& meta() const { return meta_; }
   const std::map<std::string, journal::Sweep>& sweeps() const { return sweeps_; }
-  using Tasks = std::unordered_map<std::string, journal::Task>;
   const Tasks& tasks() const { return tasks_; }
   const std::map<std::uint64_t, journal::Run>& runs() const { return runs_; }
   const std::map<std::string, Worker>& workers() const { return workers_; }
@@ -90,12 +157,6 @@ class SweepState {
   const journal::Run* find_run(std::uint64_t id) const;
   bool is_draining(const std::string& session) const;
 
-  // A row of a sweep that names a task.
-  struct Want {
-    std::uint32_t sweep = 0;   // its number among desks()
-    std::int32_t subject = 0;  // -1: the sweep's model
-    auto operator<=>(const Want&) const = default;
-  };
   const std::vector<Want>& wants(const std::string& task) const;
   const journal::Sweep& sweep_of(const Want& want) const;
   // False if the row is cancelled in its sweep, or was stopped early.
@@ -123,21 +184,21 @@ class SweepState {
     std::string group;
     auto operator<=>(const GroupKey&) const = default;
   };
-  using Ordered = std::set<std::pair<std::uint64_t, std::string>>;  // order, task
+  using Ordered = std::map<std::uint64_t, const journal::Task*>;  // by order, which no two share
   // What is kept about a sweep.
   struct Desk {
     std::string sweep;
     std::map<GroupKey, Ordered> ready;  // it pays for them; of no run, without backoff
     std::uint64_t open = 0;             // rows' tasks that it wants and that are not finished
     double charge = 0;                  // slot-seconds that its runs took, the old ones fading
-    bool operator==(const Desk&) const = default;
   };
   const std::vector<Desk>& desks() const { return desks_; }
   const Desk& desk(const std::string& sweep) const;
   // Sweeps of which nothing is open and that are not marked as ended.
   const std::set<std::string>& overdue() const { return overdue_; }
-  // Waiting for their moment, of no run: (until_ns, task), by who pays.
-  const std::set<std::pair<std::uint64_t, std::string>>& backoffs() const { return backoffs_; }
+  // Waiting for their moment, of no run, by (until_ns, order).
+  using Backoffs = std::map<std::pair<std::uint64_t, std::uint64_t>, const journal::Task*>;
+  const Backoffs& backoffs() const { return backoffs_; }
   const std::set<std::uint64_t>& waiting_runs() const { return waiting_runs_; }  // leased to nobody
   // Tasks whose turn it was and that found no room, since when.
   const std::map<std::string, TimePoint>& passed_over() const { return passed_over_; }
@@ -155,22 +216,14 @@ class SweepState {
 
  private:
   friend class Applier;
-  struct Filed {  // of a task
-    std::vector<Want> wants;
-    std::set<std::string> dependents;
-    std::vector<std::uint32_t> open_at;     // desks that count it as open, one for each row
-    std::optional<std::uint32_t> ready_at;  // desk
-    std::optional<std::uint64_t> backoff_until;
-    std::uint64_t begun_in = 0;    // run; 0: none
-    std::uint64_t begun_hash = 0;  // of its lease there
-    bool operator==(const Filed&) const = default;
-  };
-  // After any change of the object.
+  // After any change of the object. The task is one of tasks_.
   void file(const journal::Task& task);
+  void file(FiledTask& entry);
   void file(const journal::Sweep& sweep);
   void file(const journal::Run& run);
-  void unfile(const journal::Task& task, Filed& filed);
-  void file_begun(const journal::Task& task, Filed& filed);  // only whether it is begun
+  void unfile(FiledTask& entry);
+  const journal::Sweep* payer_of(const std::vector<Want>& wants) const;
+  void file_begun(FiledTask& entry);  // only whether it is begun
   void unfile_run(std::uint64_t run, const std::string& worker);
   // The rows of a sweep want their tasks; before they change, they no longer do.
   void want(const journal::Sweep& sweep);
@@ -187,16 +240,23 @@ class SweepState {
   std::map<std::string, Worker> workers_;
   // Derived from the above.
   std::map<std::string, Contest> contests_;  // by sweep
-  std::unordered_map<std::string, Filed> filed_;
   std::vector<Desk> desks_;
   std::map<std::string, std::uint32_t> desk_numbers_;
   std::set<std::string> overdue_;
-  std::set<std::pair<std::uint64_t, std::string>> backoffs_;
+  Backoffs backoffs_;
   std::set<std::uint64_t> waiting_runs_;
   std::map<std::uint64_t, Begun> begun_;  // by run
   // Of this incarnation.
   std::map<std::string, TimePoint> passed_over_;
   std::optional<TimePoint> charged_until_;
+};
+
+// What an event changed. A run or sweep named here may be gone; tasks are those of the state.
+struct Changes {
+  bool meta = false;
+  std::set<std::string> sweeps;
+  std::unordered_set<const SweepState::Tasks::Map::value_type*> tasks;
+  std::set<std::uint64_t> runs;
 };
 
 // The state after these events, from nothing.

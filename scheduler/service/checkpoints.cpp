@@ -1,5 +1,7 @@
 #include "scheduler/service/checkpoints.h"
 
+#include <unistd.h>
+
 #include <charconv>
 #include <string>
 #include <string_view>
@@ -18,7 +20,6 @@ constexpr std::string_view kStep = "step-";
 
 void remove_whole(const fs::path& directory) {
   std::error_code problem;
-  if (!fs::exists(directory, problem)) return;  // mostly; cheaper than to try
   fs::remove_all(directory, problem);
   if (problem)
     log::warn("checkpoints.not_removed directory={} problem={}", directory.string(),
@@ -30,7 +31,9 @@ void remove_whole(const fs::path& directory) {
 void forget_checkpoints(const fs::path& store, const journal::Task& task) {
   const bool for_good = is_finished(task) && !(task.has_failed() && task.failed().passing());
   if (!for_good || task.spec().directory().empty()) return;
-  remove_whole(store / task.spec().directory());
+  // Mostly there are none, which this says soonest.
+  const std::string directory = store.native() + '/' + task.spec().directory();
+  if (::access(directory.c_str(), F_OK) == 0) remove_whole(directory);
 }
 
 void forget_checkpoints_before(const fs::path& store, const journal::Task& task,

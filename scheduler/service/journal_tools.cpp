@@ -58,7 +58,7 @@ Result<std::uint64_t> export_journal(const fs::path& journal,
   put("meta", state.meta());
   for (const auto& [name, sweep] : state.sweeps()) put("sweep", sweep);
   std::map<std::string_view, const journal::Task*> tasks;
-  for (const auto& [id, task] : state.tasks()) tasks.emplace(id, &task);
+  for (const auto& [id, entry] : state.tasks()) tasks.emplace(id, &entry.task);
   for (const auto& [id, task] : tasks) put("task", *task);
   for (const auto& [id, run] : state.runs()) put("run", run);
   SAE_TRY_VOID(store.read_events([&](const journal::Event& event) { return put("event", event); }));

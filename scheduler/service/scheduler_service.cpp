@@ -541,9 +541,9 @@ Result<SchedulerService> SchedulerService::open(ServiceOptions options) {
   (void)state->hear("", ProcessBegins{.adopt = state->options.stays});
   if (auto committed = state->commit(); !committed)
     return fail(about(state->options.state_directory, committed.error()));
-  for (const auto& [id, task] : state->state().tasks()) {
-    forget_checkpoints(state->files_at.directory, task);
-    if (state->data && !is_finished(task)) state->data->add(task.spec());
+  for (const auto& [id, entry] : state->state().tasks()) {
+    forget_checkpoints(state->files_at.directory, entry.task);
+    if (state->data && !is_finished(entry.task)) state->data->add(entry.task.spec());
   }
   prune_logs(state->files_at.directory);
   // One that stays goes on with every sweep there is; else only what is submitted counts.

@@ -50,8 +50,8 @@ Rows rows_of(const SweepState& state) {
   rows[fmt::format("{} {}", kMeta, kMetaKey)] = state.meta().SerializeAsString();
   for (const auto& [name, sweep] : state.sweeps())
     rows[fmt::format("{} {}", kSweep, name)] = sweep.SerializeAsString();
-  for (const auto& [id, task] : state.tasks())
-    rows[fmt::format("{} {}", kTask, id)] = task.SerializeAsString();
+  for (const auto& [id, entry] : state.tasks())
+    rows[fmt::format("{} {}", kTask, id)] = entry.task.SerializeAsString();
   for (const auto& [id, run] : state.runs())
     rows[fmt::format("{} {}", kRun, key_of(id))] = run.SerializeAsString();
   return rows;
@@ -61,6 +61,7 @@ Rows rows_of(const SweepState& state) {
 
 Result<storage::Journal> open_journal(const std::filesystem::path& journal, StateStore::Mode mode) {
   return storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
+                                          .appended = {kEvent},
                                           .version = kVersion,
                                           .read_only = mode == StateStore::Mode::kReadOnly});
 }
@@ -114,8 +115,8 @@ void StateStore::add_objects(std::vector<storage::JournalWrite>& batch) const {
   batch.push_back({kMeta, kMetaKey, state_.meta().SerializeAsString()});
   for (const std::string& name : changes_.sweeps)
     batch.push_back({kSweep, name, state_.sweeps().at(name).SerializeAsString()});
-  for (const std::string& id : changes_.tasks)
-    batch.push_back({kTask, id, state_.tasks().at(id).SerializeAsString()});
+  for (const auto* named : changes_.tasks)
+    batch.push_back({kTask, named->first, named->second.task.SerializeAsString()});
   for (const std::uint64_t id : changes_.runs) {
     const journal::Run* run = state_.find_run(id);
     batch.push_back({kRun, key_of(id),

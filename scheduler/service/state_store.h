@@ -19,8 +19,8 @@ namespace saesweep::scheduler {
 
 // Events that are not yet in the stored objects.
 struct Unfolded {
-  std::uint64_t events = 4096;
-  std::uint64_t bytes = std::uint64_t{16} << 20;
+  std::uint64_t events = 16'384;
+  std::uint64_t bytes = std::uint64_t{32} << 20;
 };
 
 class StateStore {

@@ -5,7 +5,7 @@
 #include <functional>
 #include <iterator>
 #include <limits>
-#include <map>
+#include <unordered_map>
 
 #include "core/json.h"
 #include "metrics/scores/metric_version.h"
@@ -308,7 +308,7 @@ class Checker {
   }
 
   const Submission& submission_;
-  std::map<std::string, protocol::TaskKind> kinds_;
+  std::unordered_map<std::string_view, protocol::TaskKind> kinds_;  // of the submission's strings
 };
 
 }  // namespace

@@ -68,9 +68,9 @@ void TelemetryFeed::show_if_due(const SweepState& state, TimePoint now) {
 void TelemetryFeed::show(const SweepState& state) {
   if (telemetry_ == nullptr) return;
   std::array<std::array<std::uint64_t, metrics::kTaskPhases>, metrics::kTaskKinds> tasks{};
-  for (const auto& [id, task] : state.tasks())
-    ++tasks[static_cast<std::size_t>(kind_of(task.spec().kind()))]
-           [static_cast<std::size_t>(phase_of(task))];
+  for (const auto& [id, entry] : state.tasks())
+    ++tasks[static_cast<std::size_t>(kind_of(entry.task.spec().kind()))]
+           [static_cast<std::size_t>(phase_of(entry.task))];
   for (std::size_t kind = 0; kind < metrics::kTaskKinds; ++kind)
     for (std::size_t phase = 0; phase < metrics::kTaskPhases; ++phase)
       telemetry_->set_tasks(static_cast<metrics::TaskKind>(kind), static_cast<TaskPhase>(phase),
@@ -140,16 +140,16 @@ void TelemetryFeed::count(protocol::TaskKind kind, protocol::Outcome outcome) {
 
 std::optional<Json> ProgressFeed::hear(const SweepState& state, const protocol::Progress& progress,
                                        TimePoint now) {
-  std::erase_if(runs_, [&](const auto& entry) {
-    const journal::Run* run = state.find_run(entry.first);
-    return run == nullptr || run->worker().empty();
-  });
   const journal::Run* run = state.find_run(progress.run_id());
   if (run == nullptr || run->worker().empty()) return std::nullopt;
   runs_[progress.run_id()] = progress;
   TimePoint& due = due_[progress.stage()];
   if (now < due) return std::nullopt;
   const TimePoint begin = std::chrono::steady_clock::now();
+  std::erase_if(runs_, [&](const auto& entry) {
+    const journal::Run* other = state.find_run(entry.first);
+    return other == nullptr || other->worker().empty();
+  });
   Json event = progress.stage() == "train"      ? train(state)
                : progress.stage() == "evaluate" ? evaluate(state)
                                                 : sum_of_runs(progress.stage());
@@ -186,7 +186,8 @@ Json ProgressFeed::train(const SweepState& state) const {
   for (const auto& [id, progress] : runs_)
     for (const auto& member : progress.members()) running[member.task()] = member.tokens();
   std::uint64_t done = 0, total = 0;
-  for (const auto& [id, task] : state.tasks()) {
+  for (const auto& [id, entry] : state.tasks()) {
+    const Task& task = entry.task;
     if (task.spec().kind() != protocol::TASK_KIND_TRAIN || state.active_sweep_of(id) == nullptr)
       continue;
     total += task.spec().tokens();
@@ -203,7 +204,8 @@ Json ProgressFeed::train(const SweepState& state) const {
 Json ProgressFeed::evaluate(const SweepState& state) const {
   std::uint64_t total = 0;
   double done = 0;
-  for (const auto& [id, task] : state.tasks()) {
+  for (const auto& [id, entry] : state.tasks()) {
+    const Task& task = entry.task;
     if (task.spec().kind() != protocol::TASK_KIND_EVALUATE || state.active_sweep_of(id) == nullptr)
       continue;
     ++total;

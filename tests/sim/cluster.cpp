@@ -270,6 +270,10 @@ class Cluster {
       timeline_.after(up_to(120s), [this] { scheduler_.disk().full = false; });
     });
     again_and_again(faults_.command, [this] { command(); });
+    again_and_again(faults_.wall_jump, [this] {
+      const Duration by = up_to(5h);
+      scheduler_.jump_wall_clock(rng_.below(2) == 0 ? by : -by);
+    });
   }
   void crash(WorkerNode& worker) {
     if (!worker.is_alive()) return;
@@ -316,8 +320,8 @@ class Cluster {
   std::string what_is_left() const {
     const auto& state = scheduler_.state();
     std::string text;
-    for (const auto& [id, task] : state.tasks())
-      if (!is_finished(task) && text.size() < 3000)
+    for (const auto& [id, entry] : state.tasks())
+      if (!is_finished(entry.task) && text.size() < 3000)
         text += explain(state, id, timeline_.now()).dump() + "\n";
     for (const auto& [name, sweep] : state.sweeps())
       text += fmt::format("sweep {} ended {} cancelled {} paused {} open {}\n", name, sweep.ended(),

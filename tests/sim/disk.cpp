@@ -13,7 +13,7 @@ std::map<std::string, std::string> rows_of(const SweepState& state) {
   std::map<std::string, std::string> rows{{"meta", state.meta().SerializeAsString()}};
   for (const auto& [name, sweep] : state.sweeps())
     rows["sweep " + name] = sweep.SerializeAsString();
-  for (const auto& [id, task] : state.tasks()) rows["task " + id] = task.SerializeAsString();
+  for (const auto& [id, entry] : state.tasks()) rows["task " + id] = entry.task.SerializeAsString();
   for (const auto& [id, run] : state.runs())
     rows[fmt::format("run {:016x}", id)] = run.SerializeAsString();
   return rows;
@@ -35,8 +35,8 @@ bool Disk::commit(const SweepState& state, const std::vector<journal::Event>& ev
   if (changes.meta) rows_["meta"] = state.meta().SerializeAsString();
   for (const std::string& name : changes.sweeps)
     rows_["sweep " + name] = state.sweeps().at(name).SerializeAsString();
-  for (const std::string& id : changes.tasks)
-    rows_["task " + id] = state.tasks().at(id).SerializeAsString();
+  for (const auto* named : changes.tasks)
+    rows_["task " + named->first] = named->second.task.SerializeAsString();
   for (const std::uint64_t id : changes.runs) {
     const journal::Run* run = state.find_run(id);
     const std::string key = fmt::format("run {:016x}", id);

@@ -34,6 +34,9 @@ Faults Faults::draw(Rng& rng) {
   faults.disk_full = maybe(200s, 900s);
   faults.command = maybe(15s, 120s);
   faults.crash_at_commit = enabled() ? 0.02 * rng.uniform() : 0;
+  faults.damage = enabled() ? 0.1 * rng.uniform() * rng.uniform() : 0;
+  faults.wall_jump = maybe(60s, 600s);
+  faults.drift = enabled() ? 0.02 * rng.uniform() : 0;
   return faults;
 }
 

@@ -13,6 +13,7 @@ struct Faults {
   // Of a frame.
   double loss = 0;
   double duplicate = 0;
+  double damage = 0;        // a bit of its body is another
   Duration delay{};         // mean
   bool heavy_tail = false;  // a delay in fifty is a hundred times longer
   // Mean time between, of the whole cluster; zero: never.
@@ -28,7 +29,9 @@ struct Faults {
   Duration executor_hang{};
   Duration disk_full{};
   Duration command{};          // a person's
+  Duration wall_jump{};        // of the scheduler's wall clock, by hours
   double crash_at_commit = 0;  // of a commit
+  double drift = 0;            // of monotonic clocks: at most so much too fast or too slow
   bool is_over = false;
 
   static Faults draw(Rng& rng);

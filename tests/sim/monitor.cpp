@@ -45,7 +45,8 @@ bool may_follow(Task::PhaseCase from, Task::PhaseCase to) {
 void Monitor::restarted(const SweepState& state) {
   // What was not durable never happened.
   phases_.clear();
-  for (const auto& [id, task] : state.tasks()) {
+  for (const auto& [id, entry] : state.tasks()) {
+    const journal::Task& task = entry.task;
     phases_[id] = task.phase_case();
     if (task.fence() < fences_[id])
       violated(fmt::format("{} has fence {} after {}", id, task.fence(), fences_[id]));
@@ -59,7 +60,7 @@ void Monitor::decided(const SweepState& before, const journal::Event& event) {
 
 void Monitor::applied(const SweepState& state, const journal::Event& event,
                       const scheduler::Changes& changes) {
-  for (const std::string& id : changes.tasks) check_transition(*state.find_task(id));
+  for (const auto* named : changes.tasks) check_transition(named->second.task);
   if (event.has_process_started()) {
     if (event.process_started().epoch() < epoch_)
       violated(fmt::format("epoch {} after {}", event.process_started().epoch(), epoch_));

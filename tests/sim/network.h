@@ -1,6 +1,6 @@
 // Frames between agents and the scheduler. In order within a connection; after a reconnect, frames
-// of the old one may come later than those of the new one. Loses, doubles, delays and cuts as the
-// faults say.
+// of the old one may come later than those of the new one. Loses, doubles, damages, delays and cuts
+// as the faults say.
 #pragma once
 
 #include <functional>
@@ -42,6 +42,7 @@ class Network {
   };
   using Name = std::pair<std::string, bool>;  // session, up
   void send(const std::string& session, protocol::OutgoingFrame frame, bool up);
+  void damage(protocol::OutgoingFrame& frame);
   void deliver_later(const Name& name, const protocol::OutgoingFrame& frame);
 
   Timeline& timeline_;

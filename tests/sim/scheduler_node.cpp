@@ -32,7 +32,7 @@ void SchedulerNode::start() {
   state_ = disk_.load();
   monitor_.restarted(state_);
   // Another machine, another monotonic clock.
-  clock_offset_ = std::chrono::seconds(rng_.below(100'000));
+  clock_ = LocalClock::draw(rng_, timeline_.now(), faults_.drift);
   session_ = rng_.next_u64() | 1;
   last_look_ = clock();
   next_turn_ = {};
@@ -86,7 +86,7 @@ std::optional<Answer> SchedulerNode::hear(const std::string& peer, Heard heard) 
     if (event.has_trial_stopped()) finished_.push_back(event.trial_stopped().task());
     if (!is_passing(event)) {
       event.set_sequence(state_.meta().last_event() + 1);
-      event.set_time(std::chrono::duration<double>(timeline_.now().time_since_epoch()).count());
+      event.set_time(wall_time());
     }
     Changes changes;
     monitor_.decided(state_, event);

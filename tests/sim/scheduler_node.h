@@ -26,6 +26,7 @@ class SchedulerNode {
   void start();
   void crash();
   void pause(Duration time) { paused_until_ = timeline_.now() + time; }
+  void jump_wall_clock(Duration by) { wall_offset_ += by; }
   bool is_alive() const { return alive_; }
   void hear_frame(const std::string& session, const protocol::OutgoingFrame& frame);
   // A person's word; `done` hears the answer once it is durable, and nothing if we die before.
@@ -46,7 +47,11 @@ class SchedulerNode {
     std::optional<scheduler::Answer> answer;
     std::function<void(const scheduler::Answer*)> done;
   };
-  TimePoint clock() const { return timeline_.now() + clock_offset_; }
+  TimePoint clock() const { return clock_.at(timeline_.now()); }
+  double wall_time() const {
+    return std::chrono::duration<double>((timeline_.now() + wall_offset_).time_since_epoch())
+        .count();
+  }
   void turn_at(TimePoint when);
   void turn();
   std::optional<scheduler::Answer> hear(const std::string& peer, scheduler::Heard heard);
@@ -66,7 +71,8 @@ class SchedulerNode {
   std::uint64_t life_ = 0;  // callbacks of an earlier one do nothing
   TimePoint paused_until_;
   TimePoint last_look_, next_turn_;
-  Duration clock_offset_{};
+  LocalClock clock_;
+  Duration wall_offset_{};
   std::uint64_t session_ = 0;
   scheduler::SweepState state_;
   std::vector<journal::Event> pending_;

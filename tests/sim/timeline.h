@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/clock.h"
+#include "core/philox.h"
 
 namespace saesweep::sim {
 
@@ -32,6 +33,20 @@ class Timeline {
   TimePoint now_{std::chrono::hours(1)};
   std::uint64_t count_ = 0;
   std::map<std::pair<TimePoint, std::uint64_t>, std::function<void()>> waiting_;
+};
+
+// The monotonic clock of a machine: begins anywhere, and goes too fast or too slow by a little.
+struct LocalClock {
+  TimePoint began;  // by the timeline
+  Duration offset{};
+  double rate = 1;
+
+  static LocalClock draw(Rng& rng, TimePoint now, double drift) {
+    return {now, std::chrono::seconds(rng.below(100'000)), 1 + drift * (2 * rng.uniform() - 1)};
+  }
+  TimePoint at(TimePoint now) const {
+    return began + offset + std::chrono::duration_cast<Duration>((now - began) * rate);
+  }
 };
 
 }  // namespace saesweep::sim

@@ -38,6 +38,7 @@ Body parse(const protocol::OutgoingFrame& frame) {
 void WorkerNode::start() {
   alive_ = true;
   ++life_;
+  clock_ = LocalClock::draw(rng_, timeline_.now(), faults_.drift);
   session_.clear();
   while (session_.size() < 16) session_.push_back(static_cast<char>(1 + rng_.below(255)));
   conversation_.emplace(low_half(session_));
@@ -48,8 +49,8 @@ void WorkerNode::start() {
   slots_.assign(machine_.slots, {});
   welcomed_ = leaving_ = false;
   epoch_ = 0;
-  next_hello_ = timeline_.now();
-  last_word_ = last_turn_ = timeline_.now();
+  next_hello_ = clock();
+  last_word_ = last_turn_ = clock();
   last_heartbeat_ = paused_until_ = last_resend_ = last_told_ = {};
   told_epoch_ = 0;
   turn_later();
@@ -70,7 +71,7 @@ void WorkerNode::turn_later() {
 }
 
 void WorkerNode::turn() {
-  const TimePoint now = timeline_.now();
+  const TimePoint now = clock();
   const double seconds = std::chrono::duration<double>(now - last_turn_).count() * machine_.speed;
   last_turn_ = now;
   for (Slot& slot : slots_) {
@@ -107,7 +108,7 @@ void WorkerNode::say(MessageType type, const google::protobuf::MessageLite& body
 
 void WorkerNode::flush() {
   while (!waiting_.empty()) {
-    auto frame = peer_->reliable(waiting_.front().first, waiting_.front().second, timeline_.now());
+    auto frame = peer_->reliable(waiting_.front().first, waiting_.front().second, clock());
     if (!frame) return;
     waiting_.pop_front();
     network_.send_up(session_, *frame);
@@ -133,7 +134,7 @@ void WorkerNode::say_hello() {
   hello.set_known_epoch(epoch_);
   hello.set_last_seq_received(peer_->last_received());
   mention(MessageType::kHello, hello);
-  next_hello_ = timeline_.now() + kHelloEvery;
+  next_hello_ = clock() + kHelloEvery;
 }
 
 std::vector<protocol::Resync::Lease> WorkerNode::leases() const {
@@ -161,7 +162,7 @@ std::set<std::pair<std::string, std::uint64_t>> WorkerNode::running() const {
 }
 
 void WorkerNode::say_heartbeat() {
-  last_heartbeat_ = timeline_.now();
+  last_heartbeat_ = clock();
   protocol::Heartbeat beat;
   std::uint32_t free = 0;
   for (const Slot& slot : slots_) free += slot.is_free() ? 1 : 0;
@@ -175,9 +176,9 @@ void WorkerNode::say_heartbeat() {
 }
 
 void WorkerNode::say_all_that_runs() {
-  if (told_epoch_ == epoch_ && timeline_.now() - last_told_ < kRepeatAfter) return;
+  if (told_epoch_ == epoch_ && clock() - last_told_ < kRepeatAfter) return;
   told_epoch_ = epoch_;
-  last_told_ = timeline_.now();
+  last_told_ = clock();
   protocol::Resync resync;
   resync.set_epoch(epoch_);
   for (protocol::Resync::Lease& lease : leases()) *resync.add_running() = std::move(lease);
@@ -218,9 +219,9 @@ void WorkerNode::hear_frame(const protocol::OutgoingFrame& frame) {
     peer_->begin_anew(conversation_->session());
   else
     peer_->set_session(conversation_->session());
-  if (!peer_->accept(frame.header, timeline_.now())) return;
+  if (!peer_->accept(frame.header, clock())) return;
   peer_->confirm();
-  last_word_ = timeline_.now();
+  last_word_ = clock();
   switch (frame.header.type) {
     case MessageType::kWelcome:
       return hear(parse<protocol::Welcome>(frame));
@@ -248,9 +249,9 @@ void WorkerNode::hear(const protocol::Welcome& welcome) {
   const bool other_scheduler = epoch_ != 0 && welcome.epoch() != epoch_;
   welcomed_ = true;
   epoch_ = welcome.epoch();
-  if (welcome.resume() && timeline_.now() - last_resend_ >= kRepeatAfter) {
-    last_resend_ = timeline_.now();
-    for (const auto& frame : peer_->resend_after(welcome.last_seq_received(), timeline_.now()))
+  if (welcome.resume() && clock() - last_resend_ >= kRepeatAfter) {
+    last_resend_ = clock();
+    for (const auto& frame : peer_->resend_after(welcome.last_seq_received(), clock()))
       network_.send_up(session_, frame);
   }
   if (other_scheduler)
@@ -260,7 +261,7 @@ void WorkerNode::hear(const protocol::Welcome& welcome) {
 
 void WorkerNode::hear(const protocol::HeartbeatAck& ack) {
   if (ack.epoch() > epoch_) {
-    if (welcomed_) next_hello_ = timeline_.now() + std::chrono::milliseconds(rng_.below(2000));
+    if (welcomed_) next_hello_ = clock() + std::chrono::milliseconds(rng_.below(2000));
     welcomed_ = false;
   } else if (welcomed_ && ack.epoch() == epoch_ && ack.want_full_list()) {
     say_all_that_runs();
@@ -306,7 +307,7 @@ void WorkerNode::begin(Slot& slot, protocol::Run run) {
   say(MessageType::kStarted, started);
   slot.hangs = false;
   slot.ending = 0;
-  slot.heard = timeline_.now();
+  slot.heard = clock();
   slot.controls.clear();
   for (const auto& member : run.members()) {
     monitor_.began(session_, member.task(), member.fence());
@@ -342,7 +343,7 @@ void WorkerNode::control(const protocol::Control& wanted) {
 
 void WorkerNode::work(Slot& slot, double seconds) {
   if (!slot.run || slot.hangs) return;
-  slot.heard = timeline_.now();
+  slot.heard = clock();
   answer_controls(slot);
   if (leaving_)
     while (!slot.unfinished.empty()) {

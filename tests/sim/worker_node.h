@@ -47,6 +47,7 @@ class WorkerNode {
 
   void start();  // a new process, a new session
   void crash();
+  // Not by its own clock.
   void pause(Duration time) { paused_until_ = timeline_.now() + time; }
   void leave();  // checkpoints, BYE, the end
   void crash_executor();
@@ -59,6 +60,7 @@ class WorkerNode {
   std::set<std::pair<std::string, std::uint64_t>> running() const;
 
  private:
+  TimePoint clock() const { return clock_.at(timeline_.now()); }
   struct MemberOfRun {
     protocol::Member member;
     double done = 0;  // seconds of work
@@ -114,6 +116,7 @@ class WorkerNode {
   std::set<std::string>& files_;
   const CharacterOf& character_;
 
+  LocalClock clock_;
   bool alive_ = false;
   std::uint64_t life_ = 0;
   std::string session_;

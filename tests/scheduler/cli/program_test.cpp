@@ -179,6 +179,8 @@ TEST_F(ProgramTest, MisuseExitsWithTwoAndSaysWhatWouldBeRight) {
       {{"bench", "cache", "--bytes", "many"}, "--bytes"},
       {{"bench", "tasks", "--tasks", "many"}, "--tasks"},
       {{"bench", "tasks", "--slots", "0"}, "--slots"},
+      {{"bench", "tasks", "--task-seconds", "-1"}, "--task-seconds"},
+      {{"bench", "agents", "--agents", "0"}, "--agents"},
   };
   for (const Case& one : cases) {
     const Finished refused = saesweep(one.words);
@@ -313,7 +315,7 @@ TEST_F(ProgramTest, BenchCacheMeasuresAgainstARawFile) {
 TEST_F(ProgramTest, BringsTasksThatDoNothingThroughAnEncryptedScheduler) {
   const Finished bench =
       saesweep({"bench", "tasks", "--slots", "8", "--agents", "2", "--tasks", "200", "--rounds",
-                "1", "--singles", "2", "--idle", "1", "--dir", dir.path().string(), "--json"});
+                "1", "--singles", "2", "--dir", dir.path().string(), "--json"});
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const Json json = parse_json(bench.out).value();
   EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema("bench")), IsEmpty());
@@ -321,11 +323,36 @@ TEST_F(ProgramTest, BringsTasksThatDoNothingThroughAnEncryptedScheduler) {
   EXPECT_GT(json["tasks_per_s"], 0);
   EXPECT_GT(json["baseline"]["tasks_per_s"], 0);
   EXPECT_LE(json["latency_ms"]["p50"], json["latency_ms"]["p99"]);
-  EXPECT_GT(json["idle"]["scheduler_cpu_share"], 0);
   EXPECT_EQ(json["recovery"]["tasks"], 8 + 200 + 2) << "the warm-up, a round, the singles";
   EXPECT_GT(json["recovery"]["journal_bytes_per_task"], 0);
   for (const auto& left : fs::directory_iterator(dir.path()))
     EXPECT_FALSE(left.path().filename().string().starts_with("saesweep-bench-")) << left.path();
+}
+
+TEST_F(ProgramTest, MeasuresTasksThatTakeAWhileAgainstFullSlots) {
+  const Finished bench =
+      saesweep({"bench", "tasks", "--slots", "4", "--tasks", "12", "--task-seconds", "0.1", "--dir",
+                dir.path().string(), "--json"});
+  ASSERT_EQ(bench.exit_code, 0) << bench.err;
+  const Json json = parse_json(bench.out).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema("bench")), IsEmpty());
+  EXPECT_NEAR(json["baseline"]["seconds"], 0.3, 1e-9) << "12 tasks, 4 at a time";
+  EXPECT_GE(json["seconds"], 0.3) << "a run takes as long as it was told to";
+  EXPECT_GE(json["over_ideal"], 0);
+}
+
+TEST_F(ProgramTest, ASchedulerThatBeginsAnewTakesOverWhatItsAgentsRun) {
+  const Finished bench = saesweep({"bench", "agents", "--agents", "4", "--slots", "8", "--members",
+                                   "3", "--seconds", "1", "--dir", dir.path().string(), "--json"});
+  ASSERT_EQ(bench.exit_code, 0) << bench.err;
+  const Json json = parse_json(bench.out).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema("bench")), IsEmpty());
+  EXPECT_GT(json["idle"]["scheduler_cpu_share"], 0);
+  EXPECT_GT(json["progress"]["points_per_s"], 0);
+  EXPECT_LE(json["progress"]["ask_ms"]["p50"], json["progress"]["ask_ms"]["p99"]);
+  EXPECT_GT(json["reconnect"]["seconds"], 0);
+  EXPECT_EQ(json["reconnect"]["tasks"], 24);
+  EXPECT_EQ(json["reconnect"]["tasks_begun_anew"], 0);
 }
 
 }  // namespace

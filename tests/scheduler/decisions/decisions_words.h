@@ -226,7 +226,7 @@ class World {
     SweepState stored;
     stored.load(state.meta());
     for (const auto& [name, sweep] : state.sweeps()) stored.load(sweep);
-    for (const auto& [id, task] : state.tasks()) stored.load(task);
+    for (const auto& [id, entry] : state.tasks()) stored.load(entry.task);
     for (const auto& [id, run] : state.runs()) stored.load(run);
     stored.settle_indexes();
     state = std::move(stored);
@@ -243,7 +243,7 @@ class World {
     return all;
   }
 
-  const journal::Task& task(const std::string& id) const { return state.tasks().at(id); }
+  const journal::Task& task(const std::string& id) const { return *state.find_task(id); }
 };
 
 inline std::vector<std::string> members_of(const protocol::Run& run) {

@@ -222,7 +222,7 @@ TEST_F(Restart, ATaskRemembersItsAttemptsUpToThirtyTwo) {
   EXPECT_GE(attempts.rbegin()->ended(), attempts.rbegin()->began());
   // All of it is in the events.
   const SweepState folded = replay(world.log);
-  EXPECT_EQ(folded.tasks().at("train:a").SerializeAsString(),
+  EXPECT_EQ(folded.find_task("train:a")->SerializeAsString(),
             world.task("train:a").SerializeAsString());
 }
 

@@ -37,7 +37,8 @@ struct Logs : testing::Test {
     join("one");
     hear("one", protocol::Bye());
     join("two");
-    for (const auto& [id, task] : state.tasks()) {
+    for (const auto& [id, entry] : state.tasks()) {
+      const journal::Task& task = entry.task;
       if (task.spec().kind() != protocol::TASK_KIND_TRAIN) continue;
       ASSERT_EQ(task.attempts_size(), 2);
       for (const journal::Attempt& attempt : task.attempts())

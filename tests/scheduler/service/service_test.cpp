@@ -145,7 +145,7 @@ TEST_F(Service, DetailsOfARowAreThoseOfCore) {
   const std::string kept = read_file(result.subjects[0].files.at("scores-details.json")).value();
   EXPECT_EQ(kept.substr(0, 5), "eval:");
   const auto store = StateStore::open(state / "journal", StateStore::Mode::kReadOnly).value();
-  const std::string spec = store.state().tasks().at(kept).spec().spec();
+  const std::string spec = store.state().find_task(kept)->spec().spec();
   EXPECT_THAT(spec, HasSubstr(R"("kind":"core")"));
 }
 

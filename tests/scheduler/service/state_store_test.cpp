@@ -22,7 +22,7 @@ using testing::IsEmpty;
 std::map<std::string, std::string> contents(const SweepState& state) {
   std::map<std::string, std::string> all{{"meta", state.meta().SerializeAsString()}};
   for (const auto& [name, sweep] : state.sweeps()) all["sweep " + name] = sweep.SerializeAsString();
-  for (const auto& [id, task] : state.tasks()) all["task " + id] = task.SerializeAsString();
+  for (const auto& [id, entry] : state.tasks()) all["task " + id] = entry.task.SerializeAsString();
   for (const auto& [id, run] : state.runs())
     all[fmt::format("run {}", id)] = run.SerializeAsString();
   return all;
@@ -54,7 +54,7 @@ struct Store : testing::Test {
   bool step() {
     for (const auto& [id, run] : store->state().runs()) {
       if (run.worker().empty()) continue;
-      const journal::Task& task = store->state().tasks().at(run.tasks(0));
+      const journal::Task& task = *store->state().find_task(run.tasks(0));
       ResultHeard result;
       result.result.set_task(task.spec().id());
       result.result.set_fence(task.fence());
@@ -120,7 +120,8 @@ TEST_P(StoreOf, GoesOnAfterACrashAtEveryCommit) {
       }
       ASSERT_TRUE(store->commit());
     }
-    for (const auto& [id, task] : store->state().tasks()) EXPECT_TRUE(task.has_succeeded()) << id;
+    for (const auto& [id, entry] : store->state().tasks())
+      EXPECT_TRUE(entry.task.has_succeeded()) << id;
     EXPECT_NE(store->state().sweeps().at("widths").ended(), 0);
     EXPECT_THAT(verify_journal(journal).value(), IsEmpty());
     if (!crashed) {
@@ -174,7 +175,7 @@ TEST_F(Store, OfWhichAnObjectWasChangedBehindItsBackIsFoundOut) {
   hear("", ProcessBegins{});
   hear("", to_submission(plan_of({4})));
   ASSERT_TRUE(store->commit());
-  journal::Task task = store->state().tasks().begin()->second;
+  journal::Task task = store->state().tasks().begin()->second.task;
   store.reset();
   task.set_fence(17);
   {
