@@ -27,6 +27,13 @@ struct Link : testing::Test {
   std::string endpoint = "ipc://" + (dir.path() / "workers").string();
   SchedulerLink scheduler = SchedulerLink::bind(endpoint).value();
 
+  // Another scheduler at the same address, which knows nobody. The old one, when it closes, takes
+  // the file of its socket away: it goes first.
+  void begin_anew() {
+    { const SchedulerLink old = std::move(scheduler); }
+    scheduler = SchedulerLink::bind(endpoint).value();
+  }
+
   // What the scheduler hears until there are `count` messages or nothing comes any more.
   std::vector<HeardMessage> hear(std::size_t count) {
     std::vector<HeardMessage> heard;
@@ -201,7 +208,7 @@ TEST_F(Link, KeepsWhatIsSaidBeforeItIsConnectedTheNewestOfEachType) {
     ASSERT_TRUE(worker.send(MessageType::kHello, message, false));
   }
   ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
-  scheduler = SchedulerLink::bind(endpoint).value();
+  begin_anew();
   std::vector<HeardMessage> heard;
   const auto end = std::chrono::steady_clock::now() + 10s;
   while (heard.size() < 2 && std::chrono::steady_clock::now() < end) {
@@ -221,7 +228,7 @@ TEST_F(Link, StartsOverWithASessionOfItsOwn) {
   ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
   const auto before = hear(1);
   ASSERT_EQ(before.size(), 1u);
-  scheduler = SchedulerLink::bind(endpoint).value();  // another, which knows nobody
+  begin_anew();
   worker.start_over();
   EXPECT_EQ(worker.unacknowledged(), 0u);
   ASSERT_TRUE(worker.send(MessageType::kResult, TaskResult(), true));
