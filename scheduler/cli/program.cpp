@@ -103,8 +103,7 @@ int run_program(int argc, char** argv) {
   program.footer(std::string(kExamples));
   program.set_help_flag("-h,--help", "Show this help");
   GlobalFlags globals;
-  std::string log_level = "warn";
-  program.add_option("--log-level", log_level, "debug, info, warn, error or off (default warn)")
+  program.add_option("--log-level", globals.log_level, "debug, info, warn, error or off (default warn)")
       ->check(CLI::IsMember(std::vector<std::string>(kLogLevels.begin(), kLogLevels.end())))
       ->type_name("LEVEL");
   program.add_flag("--quiet", globals.quiet, "Results and errors only");
@@ -136,7 +135,7 @@ int run_program(int argc, char** argv) {
       hint = flag_suggestion(*program.get_subcommand(std::string(verb)), argc, argv);
     return misuse(verb, error.what() + hint);
   }
-  set_log_level(log_level);
+  set_log_level(globals.log_level);
   return actions[static_cast<std::size_t>(known - names.begin())]();
 }
 

@@ -72,7 +72,10 @@ int complain(const Error& error) {
 class Run {
  public:
   Run(const RunFlags& flags, const GlobalFlags& globals)
-      : flags_(flags), screen_(flags.json, globals.quiet), quiet_(globals.quiet) {}
+      : flags_(flags),
+        screen_(flags.json, globals.quiet),
+        quiet_(globals.quiet),
+        log_level_(globals.log_level) {}
 
   int act() {
     auto plan = sweeps::plan_sweep(flags_.file, {.overrides = flags_.overrides});
@@ -145,7 +148,8 @@ class Run {
                                       .task_program = *task,
                                       .slots = slots,
                                       .threads = threads,
-                                      .memory_bytes = memory});
+                                      .memory_bytes = memory,
+                                      .log_level = log_level_});
       watch(cluster, *interrupts, *sockets);
       const auto finished = cluster.finish();
       drain();
@@ -246,6 +250,7 @@ class Run {
   const RunFlags& flags_;
   Screen screen_;
   bool quiet_;
+  std::string log_level_;
   bool output_gone_ = false;
   sweeps::SweepPlan plan_;
   fs::path state_, out_;

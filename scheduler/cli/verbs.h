@@ -11,7 +11,8 @@ class App;
 namespace saesweep::cli {
 
 struct GlobalFlags {
-  bool quiet = false;  // no progress, no hints: results and errors only
+  bool quiet = false;              // no progress, no hints: results and errors only
+  std::string log_level = "warn";  // of this process and of the executors it starts
 };
 
 using Action = std::function<int()>;

@@ -90,6 +90,7 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
   options.security = way->security;
   options.name = flags.name.empty() ? host_name() : flags.name;
   options.build = build();
+  options.log_level = globals.log_level;
   options.state_directory = fs::absolute(flags.state).lexically_normal();
   options.slots = flags.slots;
   options.threads = flags.threads > 0 ? flags.threads : usable_cores();

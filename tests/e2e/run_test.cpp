@@ -13,6 +13,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 std::vector<Json> events(const std::string& lines) {
   std::vector<Json> found;
@@ -94,6 +95,21 @@ TEST(Run, IsNotRepeatedWhenItIsFinished) {
   ASSERT_EQ(again.exit_code, 0) << again.err;
   for (const Json& event : events(again.out)) EXPECT_NE(event["event"], "stage.progress");
   EXPECT_EQ(scene.results("a"), first);
+}
+
+TEST(Run, AsksItsExecutorsForTheLogThatItIsAskedFor) {
+  Scene scene;
+  scene.write("sweep.yaml", tiny_sweep("20k"));
+  const auto said_by_executors = [&](const std::string& place) {
+    std::string all;
+    for (const auto& log : fs::directory_iterator(scene.state(place) / "logs"))
+      all += scene.read(log.path());
+    return all;
+  };
+  ASSERT_EQ(scene.run("sweep.yaml", "a", {"--log-level", "info"}).exit_code, 0);
+  EXPECT_THAT(said_by_executors("a"), HasSubstr("run.begin"));
+  ASSERT_EQ(scene.run("sweep.yaml", "b").exit_code, 0);
+  EXPECT_THAT(said_by_executors("b"), Not(HasSubstr("run.begin")));
 }
 
 TEST(Run, OfAChangedFileTrainsOnlyWhatChanged) {
