@@ -107,6 +107,7 @@ void Applier::promoted(const journal::TrialPromoted& event) {
   else
     count_anew(event.sweep());
   file_row(task, event.sweep());
+  reopen_sweeps_of(task.spec().id());
 }
 
 void Applier::trial_stopped(const journal::TrialStopped& event) {

@@ -311,7 +311,12 @@ class Cluster {
 
   bool is_finished_for_good() const {
     const auto& state = scheduler_.state();
-    if (acknowledged_ != wanted_ || wanted_.empty() || !state.runs().empty()) return false;
+    if (acknowledged_ != wanted_ || wanted_.empty()) return false;
+    // What waits after a death and is wanted no more, stays: it may be wanted again.
+    for (const auto& [id, run] : state.runs())
+      if (!run.worker().empty() ||
+          std::ranges::any_of(run.tasks(), [&](const auto& task) { return state.is_wanted(task); }))
+        return false;
     for (const auto& [name, sweep] : state.sweeps())
       if (sweep.ended() == 0) return false;
     return std::ranges::all_of(workers_,

@@ -256,6 +256,10 @@ TEST_F(Contests, AStoppedTrialBeginsAgainForASweepThatWantsItWhole) {
   EXPECT_EQ(world.outcome(0, "whole"), "unfinished");
   const auto run = next_run();
   EXPECT_EQ(run.members(0).until_tokens(), 0u);
+  world.tick();
+  ASSERT_NE(world.state.sweeps().at("s").ended(), 0);
+  EXPECT_EQ(world.command("retry", "s", {"t00"})["trials"], 1);
+  EXPECT_EQ(world.state.sweeps().at("s").ended(), 0) << "a person wants it there too";
 }
 
 TEST_F(Contests, APersonMayHaveAStoppedTrialTrainedToItsEnd) {

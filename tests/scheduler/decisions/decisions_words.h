@@ -92,8 +92,8 @@ class World {
       }
       EXPECT_EQ(broken_decision(state, event), "");
       state.apply(event);
+      EXPECT_EQ(state.broken_invariant(), "") << event.ShortDebugString();
     }
-    EXPECT_EQ(state.broken_invariant(), "");
     if (decision.halt) halt = decision.halt;
     answer = std::move(decision.answer);
     return std::move(decision.replies);
