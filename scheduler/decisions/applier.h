@@ -29,6 +29,7 @@ class Applier {
   void end_attempts(const journal::Run& run, journal::Ending ending, const std::string& reason);
   // By what it needs: blocked, ready or skipped.
   void begin(Task& task);
+  void enter_phase(Task& task) const;
   // Once more, as if it had never been tried.
   void begin_again(Task& task);
   // After `task` finished or begins once more.

@@ -174,13 +174,17 @@ void Applier::end_attempts(const journal::Run& run, journal::Ending ending,
 }
 
 void Applier::begin(Task& task) {
+  enter_phase(task);
+  state_.file(task);
+}
+
+void Applier::enter_phase(Task& task) const {
   if (has_inputs(task))
     task.mutable_ready();
   else if (is_finished(state_.tasks_.at(task.spec().needs()).task))
     task.mutable_skipped();
   else
     task.mutable_blocked();
-  state_.file(task);
 }
 
 void Applier::begin_again(Task& task) {

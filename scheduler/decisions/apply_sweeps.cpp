@@ -111,7 +111,9 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
     if (!spec.needs().empty()) state_.tasks_.at(spec.needs()).filed.dependents.insert(spec.id());
   }
   state_.want(sweep);
-  for (const journal::TaskSpec& spec : event.tasks()) begin(state_.tasks_.at(spec.id()).task);
+  // Filed below, with all that the sweep names; what it does not name nobody wants.
+  for (const journal::TaskSpec& spec : event.tasks())
+    enter_phase(state_.tasks_.at(spec.id()).task);
   // Who is no longer named, and who is named by one more.
   for (const std::string& id : old_tasks)
     if (const Task* task = state_.find_task(id)) state_.file(*task);

@@ -50,6 +50,7 @@ bool is_passing(const journal::Event& event) {
 std::vector<std::string> tasks_of(const journal::Sweep& sweep) {
   std::vector<std::string> tasks;
   std::unordered_set<std::string_view> seen;
+  seen.reserve(2 * static_cast<std::size_t>(sweep.subjects_size()));
   const auto add = [&](const std::string& task) {
     if (!task.empty() && seen.insert(task).second) tasks.push_back(task);
   };

@@ -30,6 +30,7 @@ Result<double> tasks_per_second_of_the_core(const TasksBench& bench, const fs::p
   };
   hear("", ProcessBegins{.adopt = true});
   hear("", idle_submission("core", bench.tasks));
+  SAE_TRY_VOID(store.commit());
   std::map<std::string, std::uint32_t> slots;  // by session
   for (std::uint32_t i = 0; i < bench.agents; ++i) {
     protocol::Hello hello;
