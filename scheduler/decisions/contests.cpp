@@ -85,6 +85,7 @@ std::optional<journal::TaskReported::Entry> entry_of(const SweepState& state, co
 const char* Decider::judge_report(const ResultHeard& heard, const Task& task) {
   const protocol::TaskResult& result = heard.result;
   const auto evaluations = evaluations_of(result);
+  if (evaluations && !heard.artifacts_are_there && result.travelled()) return "missing";
   if (!evaluations || !heard.artifacts_are_there) {
     const std::string why =
         evaluations ? "its checkpoint is not there" : evaluations.error().message;

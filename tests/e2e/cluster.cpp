@@ -11,6 +11,8 @@
 namespace saesweep::test {
 namespace {
 
+constexpr auto kLong = std::chrono::seconds(300);
+
 // A port that is free now; somebody else may take it, and then the test fails and says so.
 std::uint16_t free_port() {
   const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -78,6 +80,42 @@ Json ServedScene::asked(const std::string& place, std::vector<std::string> some,
   EXPECT_THAT(JsonSchemaCheck::problems(json, JsonSchemaCheck::schema(schema)), testing::IsEmpty())
       << some[0] << ": " << json.dump();
   return json;
+}
+
+std::vector<std::string> ServedScene::submit_words(const std::string& place,
+                                                   const std::vector<std::string>& more,
+                                                   const std::string& sweep) const {
+  std::vector<std::string> all = {"submit", (path() / sweep).string(), "--state",
+                                  state(place).string()};
+  all.insert(all.end(), more.begin(), more.end());
+  return words(all);
+}
+
+Finished ServedScene::submit(const std::string& place, const std::vector<std::string>& more,
+                             const std::string& sweep) const {
+  return Program(submit_words(place, more, sweep), path()).wait(kLong);
+}
+
+Finished ServedScene::watch(const std::string& place) const {
+  return Program(words({"watch", "--state", state(place).string(), "--out", out(place).string()}),
+                 path())
+      .wait(kLong);
+}
+
+std::map<std::string, std::string> ServedScene::calm() const {
+  const Finished calm = run("sweep.yaml", "calm");
+  EXPECT_EQ(calm.exit_code, 0) << calm.err;
+  return results("calm");
+}
+
+void ServedScene::expect_the_same(const std::string& place,
+                                  const std::map<std::string, std::string>& expected) const {
+  const auto bytes = results(place);
+  EXPECT_EQ(bytes.size(), expected.size());
+  for (const auto& [name, text] : expected) {
+    ASSERT_TRUE(bytes.contains(name)) << name;
+    EXPECT_EQ(bytes.at(name), text) << name;
+  }
 }
 
 }  // namespace saesweep::test

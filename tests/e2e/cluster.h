@@ -1,6 +1,7 @@
 // A scheduler, workers and clients as processes of their own: the words of the tests of serve.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,20 @@ class ServedScene : public Scene {
   // Its answer as JSON, which keeps the schema.
   Json asked(const std::string& place, std::vector<std::string> words,
              const std::string& schema) const;
+
+  // `saesweep submit` of sweep.yaml, or of another file, to the scheduler of `place`.
+  std::vector<std::string> submit_words(const std::string& place,
+                                        const std::vector<std::string>& more = {},
+                                        const std::string& sweep = "sweep.yaml") const;
+  Finished submit(const std::string& place, const std::vector<std::string>& more = {},
+                  const std::string& sweep = "sweep.yaml") const;
+  // To its end, with results in the place's --out.
+  Finished watch(const std::string& place) const;
+  // What `saesweep run` makes of sweep.yaml.
+  std::map<std::string, std::string> calm() const;
+  // The results of `place`.
+  void expect_the_same(const std::string& place,
+                       const std::map<std::string, std::string>& expected) const;
 
   std::string address;  // of the scheduler, for workers
 

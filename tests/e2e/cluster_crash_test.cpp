@@ -17,8 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-constexpr auto kLong = std::chrono::seconds(300);
-
 // SAESWEEP_KILL_ROUNDS=100 build/release/bin/cluster_crash_e2e_test: for a long evening.
 int rounds() {
   const char* asked = std::getenv("SAESWEEP_KILL_ROUNDS");
@@ -32,16 +30,6 @@ struct ClusterCrash : testing::Test {
   std::unique_ptr<Program> scheduler;
   std::map<std::string, std::unique_ptr<Program>> workers;
 
-  Finished submit() {
-    return scene.saesweep(
-        {"submit", (scene.path() / "sweep.yaml").string(), "--state", state.string()});
-  }
-  Finished watch() {
-    return Program(
-               scene.words({"watch", "--state", state.string(), "--out", scene.out("a").string()}),
-               scene.path())
-        .wait(kLong);
-  }
   void wait_a_moment() {
     const auto end =
         std::chrono::steady_clock::now() + std::chrono::milliseconds(100 + rng.below(2500));
@@ -70,14 +58,6 @@ struct ClusterCrash : testing::Test {
     for (const auto& [name, worker] : workers) all += worker->err();
     return all;
   }
-  void expect_the_same(const std::map<std::string, std::string>& expected) {
-    const auto bytes = scene.results("a");
-    EXPECT_EQ(bytes.size(), expected.size());
-    for (const auto& [name, text] : expected) {
-      ASSERT_TRUE(bytes.contains(name)) << name;
-      EXPECT_EQ(bytes.at(name), text) << name;
-    }
-  }
   // What the journal tells: every task has one result at most, and the state is what they make.
   void expect_a_sound_journal() {
     scheduler->signal(SIGTERM);
@@ -102,18 +82,17 @@ struct ClusterCrash : testing::Test {
 
 TEST_F(ClusterCrash, AtRandomMomentsOfWhomeverChangesNoByte) {
   scene.write("sweep.yaml", tiny_sweep("1M", "0.2s"));
-  const Finished run = scene.run("sweep.yaml", "calm");
-  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const auto expected = scene.calm();
   scheduler = scene.serve("a");
   for (const char* name : {"one", "two"}) workers[name] = scene.worker(name);
-  ASSERT_EQ(submit().exit_code, 0);
+  ASSERT_EQ(scene.submit("a").exit_code, 0);
   for (int round = 0; round < rounds(); ++round) {
     wait_a_moment();
     kill_somebody();
   }
-  const Finished watched = watch();
+  const Finished watched = scene.watch("a");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << errors();
-  expect_the_same(scene.results("calm"));
+  scene.expect_the_same("a", expected);
   expect_a_sound_journal();
 }
 
@@ -138,7 +117,7 @@ TEST_F(ClusterCrash, OfAWorkerWhoseTrialsWaitAtARungLosesNothing) {
   // All of this is one machine: without the token a worker does not know the scheduler's folder.
   fs::rename(state / "store-token", state / "store-token.gone");
   workers["one"] = scene.worker("one");
-  ASSERT_EQ(submit().exit_code, 0);
+  ASSERT_EQ(scene.submit("a").exit_code, 0);
   // Checkpoints come at rungs only, so what the scheduler's store holds is one of a rung.
   const auto has_travelled = [&] {
     std::error_code ignored;
@@ -151,7 +130,7 @@ TEST_F(ClusterCrash, OfAWorkerWhoseTrialsWaitAtARungLosesNothing) {
   workers["one"]->wait();
   fs::remove_all(scene.path() / "one-worker");  // its machine is gone
   workers["two"] = scene.worker("two");
-  const Finished watched = watch();
+  const Finished watched = scene.watch("a");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << errors();
   EXPECT_THAT(scene.asked("a", {"status"}, "status")["sweeps"][0]["state"].get<std::string>(),
               HasSubstr("done"));

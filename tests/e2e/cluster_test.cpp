@@ -18,8 +18,6 @@ namespace fs = std::filesystem;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-constexpr auto kLong = std::chrono::seconds(300);
-
 std::size_t checkpoints(const fs::path& state) {
   std::size_t found = 0;
   std::error_code ignored;
@@ -31,38 +29,6 @@ std::size_t checkpoints(const fs::path& state) {
 struct Cluster : testing::Test {
   ServedScene scene;
 
-  std::vector<std::string> submit_words(const std::string& place,
-                                        const std::vector<std::string>& more) {
-    std::vector<std::string> words = {"submit", (scene.path() / "sweep.yaml").string(), "--state",
-                                      scene.state(place).string()};
-    words.insert(words.end(), more.begin(), more.end());
-    return scene.words(words);
-  }
-  Finished submit(const std::string& place, const std::vector<std::string>& more = {}) {
-    return Program(submit_words(place, more), scene.path()).wait(kLong);
-  }
-  // To its end, with results in the place's --out.
-  Finished watch(const std::string& place) {
-    return Program(scene.words({"watch", "--state", scene.state(place).string(), "--out",
-                                scene.out(place).string()}),
-                   scene.path())
-        .wait(kLong);
-  }
-  // What `saesweep run` makes of the same file.
-  std::map<std::string, std::string> calm() {
-    const Finished run = scene.run("sweep.yaml", "calm");
-    EXPECT_EQ(run.exit_code, 0) << run.err;
-    return scene.results("calm");
-  }
-  void expect_the_same(const std::string& place,
-                       const std::map<std::string, std::string>& expected) {
-    const auto bytes = scene.results(place);
-    EXPECT_EQ(bytes.size(), expected.size());
-    for (const auto& [name, text] : expected) {
-      ASSERT_TRUE(bytes.contains(name)) << name;
-      EXPECT_EQ(bytes.at(name), text) << name;
-    }
-  }
   std::string sweep_state(const std::string& place) {
     return scene.asked(place, {"status"}, "status")["sweeps"].at(0)["state"];
   }
@@ -70,12 +36,13 @@ struct Cluster : testing::Test {
 
 TEST_F(Cluster, OfTwoWorkersGivesTheBytesOfARun) {
   scene.write("sweep.yaml", tiny_sweep("80k"));
-  const auto expected = calm();
+  const auto expected = scene.calm();
   const auto scheduler = scene.serve("a");
   const auto one = scene.worker("one"), two = scene.worker("two", {"--idle-timeout", "2s"});
-  const Finished submitted = submit("a", {"--watch", "--json", "--out", scene.out("a").string()});
+  const Finished submitted =
+      scene.submit("a", {"--watch", "--json", "--out", scene.out("a").string()});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.err << scheduler->err() << one->err();
-  expect_the_same("a", expected);
+  scene.expect_the_same("a", expected);
   const Json schema = JsonSchemaCheck::schema("events");
   std::string last;
   std::istringstream lines(submitted.out);
@@ -96,10 +63,10 @@ TEST_F(Cluster, OfTwoWorkersGivesTheBytesOfARun) {
 
 TEST_F(Cluster, SchedulerAndWorkerMayBeKilledAndNoByteChanges) {
   scene.write("sweep.yaml", tiny_sweep("1M", "0.2s"));
-  const auto expected = calm();
+  const auto expected = scene.calm();
   auto scheduler = scene.serve("a");
   auto one = scene.worker("one"), two = scene.worker("two");
-  ASSERT_EQ(submit("a").exit_code, 0);
+  ASSERT_EQ(scene.submit("a").exit_code, 0);
   ASSERT_TRUE(eventually([&] { return checkpoints(scene.state("a")) > 0; })) << one->err();
 
   scheduler->signal(SIGKILL);
@@ -113,15 +80,15 @@ TEST_F(Cluster, SchedulerAndWorkerMayBeKilledAndNoByteChanges) {
   one->signal(SIGKILL);
   EXPECT_EQ(one->wait().signal, SIGKILL);
   const auto three = scene.worker("three");
-  const Finished watched = watch("a");
+  const Finished watched = scene.watch("a");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << two->err() << three->err();
-  expect_the_same("a", expected);
+  scene.expect_the_same("a", expected);
 }
 
 TEST_F(Cluster, AnswersWhatIsAskedAndDoesWhatItIsTold) {
   scene.write("sweep.yaml", tiny_sweep("20M", "0.2s"));
   const auto scheduler = scene.serve("a");
-  const Finished submitted = submit("a", {"--json"});
+  const Finished submitted = scene.submit("a", {"--json"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.err;
   EXPECT_THAT(JsonSchemaCheck::problems(parse_json(submitted.out).value_or(Json()),
                                         JsonSchemaCheck::schema("submit")),
@@ -176,7 +143,7 @@ TEST_F(Cluster, AnswersWhatIsAskedAndDoesWhatItIsTold) {
 
 TEST_F(Cluster, TakesUpWhatARunBeganAndSpeaksWithKeysByDefault) {
   scene.write("sweep.yaml", tiny_sweep("80k"));
-  const auto expected = calm();
+  const auto expected = scene.calm();
   const auto scheduler = scene.serve("calm", {});
   const fs::path access = scene.state("calm") / "keys" / "worker.access";
   const auto worker =
@@ -185,8 +152,8 @@ TEST_F(Cluster, TakesUpWhatARunBeganAndSpeaksWithKeysByDefault) {
                                 scene.path());
   const auto stranger = scene.worker("stranger");  // without keys
   fs::remove_all(scene.out("calm"));
-  ASSERT_EQ(submit("calm", {"--set", "trials.2.l1=[0.05, 0.1]"}).exit_code, 0);
-  const Finished watched = watch("calm");
+  ASSERT_EQ(scene.submit("calm", {"--set", "trials.2.l1=[0.05, 0.1]"}).exit_code, 0);
+  const Finished watched = scene.watch("calm");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << worker->err();
   const auto bytes = scene.results("calm");
   EXPECT_GT(bytes.size(), expected.size());
@@ -237,7 +204,7 @@ struct Apart : Cluster {
 
 TEST_F(Apart, WorkersThatShareNoFolderGiveTheBytesOfARun) {
   scene.write("sweep.yaml", tiny_sweep("300k", "0.2s"));
-  const auto expected = calm();
+  const auto expected = scene.calm();
   const auto scheduler = scene.serve("a", {});  // with keys, on the data port too
   hide();
   const auto worker = [&](const std::string& name) {
@@ -247,10 +214,10 @@ TEST_F(Apart, WorkersThatShareNoFolderGiveTheBytesOfARun) {
         scene.path());
   };
   const auto one = worker("one"), two = worker("two");
-  ASSERT_EQ(submit("a").exit_code, 0);
-  const Finished watched = watch("a");
+  ASSERT_EQ(scene.submit("a").exit_code, 0);
+  const Finished watched = scene.watch("a");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << one->err() << two->err();
-  expect_the_same("a", expected);
+  scene.expect_the_same("a", expected);
   EXPECT_TRUE(fs::exists(own("one") / "served-by"));
   EXPECT_GT(checkpoints(own("one")) + checkpoints(own("two")), 0u) << "made in their own stores";
   EXPECT_EQ(checkpoints(state), 0u) << "of finished trials nothing is kept";
@@ -258,11 +225,11 @@ TEST_F(Apart, WorkersThatShareNoFolderGiveTheBytesOfARun) {
 
 TEST_F(Apart, WorkersAndSchedulerMayBeKilledAndNoByteChanges) {
   scene.write("sweep.yaml", tiny_sweep("1M", "0.2s"));
-  const auto expected = calm();
+  const auto expected = scene.calm();
   auto scheduler = scene.serve("a");
   hide();
   auto one = scene.worker("one");
-  ASSERT_EQ(submit("a").exit_code, 0);
+  ASSERT_EQ(scene.submit("a").exit_code, 0);
   ASSERT_TRUE(eventually([&] { return checkpoints(state) > 0; })) << one->err();
   one->signal(SIGKILL);
   EXPECT_EQ(one->wait().signal, SIGKILL);
@@ -277,9 +244,9 @@ TEST_F(Apart, WorkersAndSchedulerMayBeKilledAndNoByteChanges) {
   scheduler = scene.serve("a");  // its data port is another one
   hide();
   const auto three = scene.worker("three");
-  const Finished watched = watch("a");
+  const Finished watched = scene.watch("a");
   ASSERT_EQ(watched.exit_code, 0) << watched.err << scheduler->err() << two->err() << three->err();
-  expect_the_same("a", expected);
+  scene.expect_the_same("a", expected);
   EXPECT_TRUE(fs::exists(own("two") / "served-by"));
 }
 

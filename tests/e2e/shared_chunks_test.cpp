@@ -13,8 +13,6 @@
 namespace saesweep::test {
 namespace {
 
-constexpr auto kLong = std::chrono::seconds(300);
-
 std::string get(std::uint16_t port, const std::string& target) {
   const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -50,11 +48,8 @@ struct SharedChunks : testing::Test {
         scene.path());
   }
   void submit_and_wait(const std::string& sweep) {
-    const Finished submitted = Program(scene.words({"submit", (scene.path() / sweep).string(),
-                                                    "--state", scene.state("a").string(), "--watch",
-                                                    "--out", scene.out("a").string()}),
-                                       scene.path())
-                                   .wait(kLong);
+    const Finished submitted =
+        scene.submit("a", {"--watch", "--out", scene.out("a").string()}, sweep);
     ASSERT_EQ(submitted.exit_code, 0) << submitted.err << scheduler->err();
   }
   // A counter on the scheduler's page.

@@ -181,6 +181,18 @@ TEST_F(Contests, AReportWithoutItsCheckpointIsTriedAgain) {
   EXPECT_EQ(world.task("train:t00").standings(0).reports_size(), 0);
 }
 
+TEST_F(Contests, AReportWhoseCheckpointTravelledAndIsNotThereIsAskedForAgain) {
+  world.hear("", contest_of(ids(1)));
+  world.join("w");
+  const auto run = next_run();
+  auto report = report_of(run, run.members(0), 1);
+  report.set_travelled(true);
+  EXPECT_EQ(world.say("w", report, false), "missing");
+  EXPECT_TRUE(is_leased(world.task("train:t00"))) << "nothing has changed";
+  EXPECT_EQ(world.say("w", report), "committed");
+  EXPECT_EQ(world.task("train:t00").standings(0).reports_size(), 1);
+}
+
 TEST_F(Contests, ARestartForgetsNothing) {
   world.hear("", contest_of(ids(9)));
   world.join("w");
