@@ -130,11 +130,11 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
   std::atomic<bool> ended = false;
   int signal_number = 0;
   {
-    std::jthread thread = run_thread("agent", [&](std::stop_token stop) {
+    std::jthread thread = run_thread("agent", [&](const std::stop_token& stop) {
       // Made here: its sockets belong to this thread.
       auto made = agent::Agent::create(options);
       created = made.has_value();
-      ran = made ? made->run(std::move(stop)) : fail(made.error());
+      ran = made ? made->run(stop) : fail(made.error());
       if (made) end = made->end();
       ended.store(true, std::memory_order_release);
     });

@@ -48,9 +48,9 @@ class Applier {
   // The trials of a sweep as it was submitted now stand where they stood before, if the rules are
   // the same.
   void take_part(const journal::Sweep& old, const journal::Sweep& sweep);
-  void count_anew(const std::string& sweep);
+  void count_anew(const std::string& name);
   void count_anew(const Task& task);
-  void file_row(const Task& task, const std::string& sweep);
+  void file_row(const Task& task, const std::string& name);
 
   // Process and sweeps (apply_sweeps.cpp).
   void started(const journal::ProcessStarted& event);

@@ -62,6 +62,7 @@ Json curve_json(const Curve& curve, std::size_t points) {
   for (const std::vector<double>& row : curve.rows) {
     const auto values_of = [&row](const std::vector<std::size_t>& columns) {
       std::vector<double> values;
+      values.reserve(columns.size());
       for (const std::size_t column : columns) values.push_back(row[column]);
       return values;
     };
