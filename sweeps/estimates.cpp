@@ -133,6 +133,10 @@ SweepEstimate estimate(const SweepPlan& plan) {
         per.passes, static_cast<double>(spec.tokens) / static_cast<double>(stream.spec.tokens));
     result.tokens += spec.steps() * spec.batch;
     result.seconds += training_seconds(spec, stream.d_in);
+    // As it is, with the reconstruction in place, and the way back.
+    if (is_end_to_end(spec.architecture))
+      result.seconds += model_seconds(4 * stream.model_parameters,
+                                      static_cast<double>(spec.steps() * spec.batch));
     // A checkpoint holds weights and moments; the dictionary and its curve and scores are kept.
     result.disk_bytes += parameters(spec, stream.d_in) * 4 * (3 + 1) + 200 * spec.d_sae;
   };

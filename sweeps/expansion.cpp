@@ -18,12 +18,8 @@ std::optional<Architecture> read_architecture(const Section& section, Problems& 
   const auto text = scalar_text(*node, section.path_of("arch"), right, problems);
   if (!text) return std::nullopt;
   if (const auto architecture = parse_architecture(*text)) return architecture;
-  const auto later = later_architectures();
-  if (std::find(later.begin(), later.end(), *text) != later.end())
-    section.add("arch", fmt::format("'{}' is not available in this version; {}", *text, right));
-  else
-    section.add("arch", fmt::format("{} is no architecture; {}", describe(*node),
-                                    suggestion(*text, architecture_names())));
+  section.add("arch", fmt::format("{} is no architecture; {}", describe(*node),
+                                  suggestion(*text, architecture_names())));
   return std::nullopt;
 }
 

@@ -36,12 +36,11 @@ constexpr std::array kEarlyStoppingKeys{
     "eta"sv,         "interval"sv, "warmup"sv,    "min_trials"sv, "percentile"sv,
     "min_reports"sv, "reports"sv,  "min_delta"sv, "low"sv,        "high"sv};
 
-constexpr std::array kLaterArchitectures{"end_to_end"sv};
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
 constexpr std::array kArchitectures{
-    "standard"sv,       "standard_bricken"sv, "gated"sv,           "jumprelu"sv,
-    "topk"sv,           "batchtopk"sv,        "matryoshka"sv,      "p_anneal"sv,
-    "gated_p_anneal"sv, "transcoder"sv,       "skip_transcoder"sv, "crosscoder"sv};
+    "standard"sv,        "standard_bricken"sv, "gated"sv,     "jumprelu"sv,       "topk"sv,
+    "batchtopk"sv,       "matryoshka"sv,       "p_anneal"sv,  "gated_p_anneal"sv, "transcoder"sv,
+    "skip_transcoder"sv, "crosscoder"sv,       "end_to_end"sv};
 constexpr std::array kBaselines{"identity"sv,     "pca"sv,       "random_sae"sv, "neurons"sv,
                                 "linear_probe"sv, "always_on"sv, "placement"sv,  "random_model"sv};
 
@@ -150,7 +149,6 @@ std::span<const std::string_view> known_keys(KeySet set) {
   return {};
 }
 
-std::span<const std::string_view> later_architectures() { return kLaterArchitectures; }
 std::span<const std::string_view> later_sources() { return kLaterSources; }
 std::span<const std::string_view> architecture_names() { return kArchitectures; }
 std::span<const std::string_view> baseline_names() { return kBaselines; }

@@ -29,7 +29,6 @@ enum class KeySet {
 std::span<const std::string_view> known_keys(KeySet set);
 
 // Words of a later version. Such an architecture or source gets an error that says so.
-std::span<const std::string_view> later_architectures();
 std::span<const std::string_view> later_sources();
 
 // "standard, standard_bricken, ...": what this version has.

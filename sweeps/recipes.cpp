@@ -213,6 +213,30 @@ constexpr std::string_view kSaebenchV1Crosscoders = R"json({
  }
 })json";
 
+// As ApolloResearch/e2e_sae trains its "e2e" dictionaries (Braun et al. 2024). Its learning rate
+// falls along a cosine to a tenth of itself; here it falls in a line, as all others do.
+constexpr std::string_view kSaebenchV1EndToEnd = R"json({
+ "name": "saebench-v1",
+ "batch": 2048,
+ "optimizer": {"name": "adam", "lr": 0.0005, "betas": [0.9, 0.999], "epsilon": 1e-8,
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "warmup_steps": "5%", "decay_start": "80%"},
+ "reconstruction_loss": "KL(P || Q) of next-token distributions, P of the model, Q with x_hat in place of x: summed over the vocabulary, mean over the rows of the batch",
+ "l0": "count of f != 0 per row, mean over rows",
+ "rows": "whole training documents in the order of a permutation of each pass, the last of a batch cut; not normalised",
+ "architectures": {
+  "end_to_end": {
+   "source": "e2e_sae",
+   "encoder": "relu(x W_enc^T + b_enc); b_dec is not subtracted from x",
+   "reconstruction": "x_hat = f W + b_dec with W_i = V_i / |V_i|_2; V is what is optimised",
+   "penalty": "l1 * s(step) * sum_i f_i / d_in, mean over rows; s = min(step/sparsity_warmup_steps, 1)",
+   "sparsity_warmup_steps": "0",
+   "decoder": "normalised in the forward pass",
+   "init": "V rows random directions of norm 1; W_enc, b_enc uniform(-1/sqrt(d_in), 1/sqrt(d_in)), b_dec 0",
+   "grad_clip": 10.0}
+ }
+})json";
+
 constexpr std::array<std::string_view, 1> kNames{"saebench-v1"};
 
 Json parsed(std::string_view text) {
@@ -222,9 +246,9 @@ Json parsed(std::string_view text) {
 }
 
 const std::vector<Json>& saebench_v1() {
-  static const std::vector<Json> kBlobs{parsed(kSaebenchV1), parsed(kSaebenchV1Gates),
-                                        parsed(kSaebenchV1Transcoders),
-                                        parsed(kSaebenchV1Crosscoders)};
+  static const std::vector<Json> kBlobs{
+      parsed(kSaebenchV1), parsed(kSaebenchV1Gates), parsed(kSaebenchV1Transcoders),
+      parsed(kSaebenchV1Crosscoders), parsed(kSaebenchV1EndToEnd)};
   return kBlobs;
 }
 

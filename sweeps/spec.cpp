@@ -30,7 +30,8 @@ constexpr std::array kArchitectureWords{Word{Architecture::kStandard, "standard"
                                         Word{Architecture::kGatedPAnneal, "gated_p_anneal"},
                                         Word{Architecture::kTranscoder, "transcoder"},
                                         Word{Architecture::kSkipTranscoder, "skip_transcoder"},
-                                        Word{Architecture::kCrosscoder, "crosscoder"}};
+                                        Word{Architecture::kCrosscoder, "crosscoder"},
+                                        Word{Architecture::kEndToEnd, "end_to_end"}};
 constexpr std::array kNormalizeWords{Word{Normalize::kNone, "none"},
                                      Word{Normalize::kUnitMeanSquare, "unit_mean_square"},
                                      Word{Normalize::kSqrtD, "sqrt_d"}};

@@ -43,6 +43,7 @@ enum class Architecture : std::uint8_t {
   kTranscoder,
   kSkipTranscoder,
   kCrosscoder,
+  kEndToEnd,
 };
 // Reads one hook and predicts another.
 constexpr bool is_transcoder(Architecture value) {
@@ -52,6 +53,8 @@ constexpr bool is_transcoder(Architecture value) {
 constexpr bool is_joint(Architecture value) {
   return is_transcoder(value) || value == Architecture::kCrosscoder;
 }
+// Is trained on what the model says after its activations: on whole documents, not on rows.
+constexpr bool is_end_to_end(Architecture value) { return value == Architecture::kEndToEnd; }
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
 enum class Precision : std::uint8_t { kFloat32, kBFloat16 };
@@ -61,8 +64,8 @@ enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
 
 // As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal",
 // "gated", "jumprelu", "matryoshka", "gated_p_anneal", "transcoder", "skip_transcoder",
-// "crosscoder"; "none", "unit_mean_square", "sqrt_d"; "full", "window", "none"; "fp32", "bf16";
-// "lp", "lp_p"; "l0", "l0_target", "tanh".
+// "crosscoder", "end_to_end"; "none", "unit_mean_square", "sqrt_d"; "full", "window", "none";
+// "fp32", "bf16"; "lp", "lp_p"; "l0", "l0_target", "tanh".
 std::string_view to_string(Architecture value);
 std::string_view to_string(Normalize value);
 std::string_view to_string(Shuffle value);
@@ -130,9 +133,9 @@ struct TrainingSpec {
   std::string recipe;  // "saebench-v1"
   std::uint64_t d_sae = 0;
   std::optional<std::uint64_t> k;  // topk family, transcoders
-  std::optional<double> l1;        // L1 coefficient: standard and gated families, crosscoder
-  std::uint64_t tokens = 0;        // budget
-  std::uint64_t batch = 0;         // rows a step
+  std::optional<double> l1;  // L1 coefficient: standard and gated families, crosscoder, end_to_end
+  std::uint64_t tokens = 0;  // budget
+  std::uint64_t batch = 0;   // rows a step
   double lr = 0;
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8;
   std::uint64_t warmup_steps = 0;

@@ -216,6 +216,10 @@ class SweepReader {
                       fmt::format("{} reads several hooks of a model, and data has 'source: "
                                   "activations', which is one stream; another arch would be right",
                                   to_string(family.architecture)));
+      else if (is_end_to_end(family.architecture))
+        problems_.add(*family.node, join_path(family.path, "arch"),
+                      "end_to_end is trained on what a model says, and data has 'source: "
+                      "activations', which has none; another arch would be right");
       else if (!family.hooks.empty())
         problems_.add(*family.hook_nodes[0], join_path(family.path, "hook"),
                       "has no meaning for 'source: activations', which is one stream; leaving it "

@@ -65,7 +65,8 @@ class Resolver {
   bool applies(ParameterId id) const { return parameter(id).applies(family_.architecture); }
 
   std::uint64_t eval_every(std::uint64_t tokens) const {
-    if (!settings_.holds_out) return 0;
+    // End to end a row needs the documents around it, and held-out ones are not read.
+    if (!settings_.holds_out || is_end_to_end(family_.architecture)) return 0;
     if (!settings_.eval_every) return std::max(tokens / kUsualEvaluations, kLeastEvalEvery);
     const StepCount& written = *settings_.eval_every;
     if (written == StepCount{.is_share = written.is_share}) return 0;

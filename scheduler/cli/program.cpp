@@ -103,7 +103,9 @@ int run_program(int argc, char** argv) {
   program.footer(std::string(kExamples));
   program.set_help_flag("-h,--help", "Show this help");
   GlobalFlags globals;
-  program.add_option("--log-level", globals.log_level, "debug, info, warn, error or off (default warn)")
+  program
+      .add_option("--log-level", globals.log_level,
+                  "debug, info, warn, error or off (default warn)")
       ->check(CLI::IsMember(std::vector<std::string>(kLogLevels.begin(), kLogLevels.end())))
       ->type_name("LEVEL");
   program.add_flag("--quiet", globals.quiet, "Results and errors only");

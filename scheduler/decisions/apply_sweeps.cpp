@@ -112,8 +112,7 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
   }
   state_.want(sweep);
   // Filed below, with all that the sweep names; what it does not name nobody wants.
-  for (const journal::TaskSpec& spec : event.tasks())
-    enter_phase(state_.tasks_.at(spec.id()).task);
+  for (const journal::TaskSpec& spec : event.tasks()) enter_phase(state_.tasks_.at(spec.id()).task);
   // Who is no longer named, and who is named by one more.
   for (const std::string& id : old_tasks)
     if (const Task* task = state_.find_task(id)) state_.file(*task);

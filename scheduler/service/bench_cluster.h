@@ -92,7 +92,7 @@ class IdleAgent {
   std::uint64_t running_hash_ = 0;
   std::uint64_t epoch_ = 0;
   bool has_credit_ = true;  // when it last wanted to send
-  std::jthread thread_;  // last: it uses all of the above
+  std::jthread thread_;     // last: it uses all of the above
 };
 
 class IdleCluster {

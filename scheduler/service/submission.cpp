@@ -134,17 +134,20 @@ class Builder {
     task.set_kind(protocol::TASK_KIND_TRAIN);
     task.set_spec(canonical_json(spec.to_json()));
     // What reads the same rows in the same way trains side by side.
-    const Json group{{"stream", spec.stream.to_json()},
-                     {"device", spec.training.device},
-                     {"precision", sweeps::to_string(spec.training.precision)},
-                     {"deterministic", spec.training.deterministic}};
+    Json group{{"stream", spec.stream.to_json()},
+               {"device", spec.training.device},
+               {"precision", sweeps::to_string(spec.training.precision)},
+               {"deterministic", spec.training.deterministic}};
+    const bool reads_documents = sweeps::is_end_to_end(spec.training.architecture);
+    if (reads_documents) group["reads"] = "documents";
     task.set_group(sha256(canonical_json(group)).hex());
     const std::uint64_t d_in = d_in_of(spec.stream);
     task.set_memory_bytes(sweeps::estimated_training_memory(spec.training, d_in));
     task.set_directory("trials/" + identity.short_hex());
     task.set_tokens(spec.training.steps() * spec.training.batch);
-    task.set_stream(
-        sha256(canonical_json(spec.stream.cache_json())).hex());  // as executors name it
+    if (!reads_documents)
+      task.set_stream(
+          sha256(canonical_json(spec.stream.cache_json())).hex());  // as executors name it
     std::string id = task.id();
     add(std::move(task));
     return id;

@@ -13,6 +13,7 @@
 
 #include "core/json.h"
 #include "core/log.h"
+#include "worker/activations/document_stream.h"
 #include "worker/evaluation/evaluate.h"
 #include "worker/executor/checkpoint_folder.h"
 #include "worker/executor/held_out_rows.h"
@@ -32,6 +33,8 @@ constexpr std::chrono::seconds kLongLoading{1};
 constexpr std::uint64_t kCalibrationRows = std::uint64_t{1} << 16;
 // What an evaluation at a rung holds beside the dictionary, about: see EvaluationCache.
 constexpr std::uint64_t kEvaluationBytes = std::uint64_t{512} << 20;
+// Of end-to-end trials, about: what a model says of a batch, and what its way back keeps.
+constexpr std::uint64_t kSplicedBytes = std::uint64_t{512} << 20;
 
 struct Student {
   const protocol::Member* wire;
@@ -100,25 +103,46 @@ class TrainRun {
 
  private:
   const sweeps::StreamSpec& stream_spec() const { return students_.begin()->second.spec.stream; }
+  bool reads_documents() const {
+    return sweeps::is_end_to_end(students_.begin()->second.spec.training.architecture);
+  }
 
   Result<void> open() {
     SAE_TRY(sources_, open_sources(stream_spec(), tools_));
     stream_.reset();
+    plan_ = nullptr;
+    spliced_ = nullptr;
     StreamEvents events;
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
     events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
     events.stop = [this] { return report_.is_asked(); };
-    SAE_TRY(stream_, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
-                                 std::move(events)));
+    if (reads_documents()) {
+      std::uint64_t batch = 0;
+      for (const auto& [task, student] : students_)
+        batch = std::max(batch, student.spec.training.batch);
+      if (sources_.tokens == nullptr)
+        return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
+                    stream_spec().data.source);
+      SAE_TRY(auto documents, DocumentStream::open(stream_spec(), sources_.model, sources_.tokens,
+                                                   batch, tools_.pool));
+      spliced_ = documents.get();
+      stream_ = std::move(documents);
+      return {};
+    }
+    SAE_TRY(auto cached, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
+                                     std::move(events)));
+    plan_ = &cached->plan();
+    stream_ = std::move(cached);
     return {};
   }
 
   // What earlier runs left loaded goes before a cohort that does not fit beside it.
   void make_room() {
-    const ChunkPlan& plan = stream_->plan();  // a group and a chunk of it are in memory
-    std::uint64_t needed = (plan.group_rows() + plan.max_chunk_rows()) *
-                           static_cast<std::uint64_t>(stream_->d_in()) *
-                           size_of(stream_spec().dtype);
+    std::uint64_t needed = 0;
+    if (plan_ != nullptr)  // a group and a chunk of it are in memory
+      needed = (plan_->group_rows() + plan_->max_chunk_rows()) *
+               static_cast<std::uint64_t>(stream_->d_in()) * size_of(stream_spec().dtype);
+    if (spliced_ != nullptr) needed += kSplicedBytes;
     std::uint64_t evaluation = 0;
     for (const auto& [task, student] : students_) {
       if (!report_.is_open(*student.wire)) continue;
@@ -151,7 +175,7 @@ class TrainRun {
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
     const auto create = [&] {
-      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool);
+      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, spliced_);
     };
     const auto candidates = student.checkpoints.to_restore();
     for (const auto& directory : candidates) {
@@ -432,8 +456,10 @@ class TrainRun {
   const RunTools& tools_;
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
-  std::unique_ptr<CachedStream> stream_;
-  Cohort* cohort_ = nullptr;  // while run() has one
+  std::unique_ptr<RowStream> stream_;
+  const ChunkPlan* plan_ = nullptr;  // of a stream of rows
+  SplicedModel* spliced_ = nullptr;  // of one of documents
+  Cohort* cohort_ = nullptr;         // while run() has one
   at::Tensor calibration_rows_;
   at::Tensor curve_rows_;  // held out, of learning curves; without rows if there are none
   EvaluationCache evaluation_cache_;  // what members at a rung share of the stream
@@ -483,7 +509,11 @@ void train(RunReport& report, const RunTools& tools) {
     Student student{member, std::move(*spec), CheckpointFolder(tools.state, *member),
                     std::move(*at_rung)};
     const auto same = std::ranges::find_if(by_stream, [&](const std::vector<Student>& group) {
-      return group.front().spec.stream == student.spec.stream;
+      const auto reads_documents = [](const Student& one) {
+        return sweeps::is_end_to_end(one.spec.training.architecture);
+      };
+      return group.front().spec.stream == student.spec.stream &&
+             reads_documents(group.front()) == reads_documents(student);
     });
     if (same != by_stream.end())
       same->push_back(std::move(student));

@@ -32,8 +32,10 @@ Result<void> check_parts(const sweeps::TrainingSpec& spec, const std::vector<Row
 
 Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpec& spec,
                                                        const std::vector<RowPart>& parts,
-                                                       ThreadPool& pool) {
+                                                       ThreadPool& pool, SplicedModel* model) {
   SAE_TRY_VOID(check_parts(spec, parts));
+  if (sweeps::is_end_to_end(spec.architecture) && model == nullptr)
+    return fail(ErrorCode::kInvalidArgument, "{} needs a model", to_string(spec.architecture));
   const std::int64_t d_in = parts.front().width;
   const double norm_factor = parts.front().norm_factor;
   if (spec.d_sae < 1 || spec.batch < 1 || d_in < 1)
@@ -57,6 +59,8 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
         return make_gated_trainer(spec, d_in, norm_factor, pool);
       case sweeps::Architecture::kJumpRelu:
         return make_jumprelu_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kEndToEnd:
+        return make_end_to_end_trainer(spec, parts.front(), *model, pool);
       case sweeps::Architecture::kMatryoshka:
         return make_matryoshka_trainer(spec, d_in, norm_factor, pool);
     }

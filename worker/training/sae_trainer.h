@@ -47,16 +47,20 @@ struct HeldOutReport {
   double dead_fraction = 0;  // of latents that none of the rows activates
 };
 
+class SplicedModel;
+
 class SaeTrainer {
  public:
   // Parameters are drawn, or read from spec.init_path. `parts` are those of the stream
   // (RowStream::parts): one, of transcoders what is read and what is predicted, of a crosscoder two
-  // or more of one width. Their factors are stored and folded into sae().
-  // Errors: kInvalidArgument (k > d_sae, an init of the wrong shape, parts that are not the
-  // architecture's); kResourceExhausted (memory).
+  // or more of one width. Their factors are stored and folded into sae(). `model`: of end_to_end,
+  // of the stream whose rows it will be given; outlives the trainer. Errors: kInvalidArgument (k >
+  // d_sae, an init of the wrong shape, parts that are not the architecture's, end_to_end without a
+  // model); kResourceExhausted (memory).
   static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
                                                     const std::vector<RowPart>& parts,
-                                                    ThreadPool& pool);
+                                                    ThreadPool& pool,
+                                                    SplicedModel* model = nullptr);
   static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
                                                     std::int64_t d_in, double norm_factor,
                                                     ThreadPool& pool) {

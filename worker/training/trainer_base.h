@@ -178,6 +178,9 @@ Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec
 Result<std::unique_ptr<SaeTrainer>> make_transcoder_trainer(const sweeps::TrainingSpec& spec,
                                                             const std::vector<RowPart>& parts,
                                                             ThreadPool& pool);
+Result<std::unique_ptr<SaeTrainer>> make_end_to_end_trainer(const sweeps::TrainingSpec& spec,
+                                                            const RowPart& part,
+                                                            SplicedModel& model, ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
                                                       std::int64_t d_in, double norm_factor,
                                                       ThreadPool& pool);

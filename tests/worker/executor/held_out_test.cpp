@@ -57,6 +57,7 @@ TEST_F(HeldOutRun, EveryArchitectureHasThemSideBySide) {
   std::vector<sweeps::TrialSpec> specs;
   std::vector<protocol::Member> members;
   for (const auto name : sweeps::architecture_names()) {
+    if (name == "end_to_end") continue;  // reads documents
     specs.push_back(looked_at(*sweeps::parse_architecture(name), 600));
     members.push_back(train_member(specs.back()));
   }

@@ -75,7 +75,7 @@ TEST_F(TrainRun, EveryArchitectureLeavesTheTensorsOfItsKind) {
     EXPECT_THAT(JsonSchemaCheck::problems(config, JsonSchemaCheck::schema("config")),
                 testing::IsEmpty());
     const bool joint = sweeps::is_joint(spec.training.architecture);
-    EXPECT_EQ(config["apply_b_dec_to_input"], name != "jumprelu" && !joint);
+    EXPECT_EQ(config["apply_b_dec_to_input"], name != "jumprelu" && name != "end_to_end" && !joint);
     EXPECT_EQ(config.contains("hook"), name != "crosscoder");
     EXPECT_EQ(config.contains("hook_out"), name.ends_with("transcoder"));
     EXPECT_EQ(config.contains("hooks"), name == "crosscoder");
@@ -119,6 +119,15 @@ TEST_F(TrainRun, AloneAndSideBySideTheBytesAreTheSame) {
             digest_of(undisturbed(topk), "sae.safetensors"));
 }
 
+TEST_F(TrainRun, EndToEndBesideOthersTheBytesAreThoseOfEachAlone) {
+  const auto rows = trial(Architecture::kTopK), documents = trial(Architecture::kEndToEnd);
+  FakeAgent agent(state());
+  const auto left = agent.run_to_end(run_of({train_member(rows), train_member(documents)}, kNever));
+  for (const auto& spec : {rows, documents})
+    EXPECT_EQ(digest_of(left.results.at(task_of(spec)), "sae.safetensors"),
+              digest_of(undisturbed(spec), "sae.safetensors"));
+}
+
 TEST_F(TrainRun, KeepsTheLastTwoCheckpointsOfATrial) {
   const auto spec = trial(Architecture::kTopK, 8);
   FakeAgent agent(state());
@@ -133,8 +142,13 @@ TEST_F(TrainRun, KeepsTheLastTwoCheckpointsOfATrial) {
   EXPECT_EQ(state() / left.checkpoints.at(task_of(spec)).path(), lease / "step-7");
 }
 
-TEST_F(TrainRun, PausedAndResumedItEndsWithTheSameBytes) {
-  const auto spec = trial(Architecture::kTopK, 300);
+class ResumedTrainRun : public TrainRun, public testing::WithParamInterface<Architecture> {};
+// One that reads rows, one that reads documents.
+INSTANTIATE_TEST_SUITE_P(Kinds, ResumedTrainRun,
+                         testing::Values(Architecture::kTopK, Architecture::kEndToEnd));
+
+TEST_P(ResumedTrainRun, PausedAndResumedItEndsWithTheSameBytes) {
+  const auto spec = trial(GetParam(), 300);
   FakeAgent agent(state());
   agent.send_run(run_of({train_member(spec)}));
   agent.wait_for(checkpoint_number(3));

@@ -1,0 +1,170 @@
+// End-to-end dictionaries against autograd, with a "model" whose divergence is a square.
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <limits>
+
+#include "tests/support/temp_dir.h"
+#include "tests/worker/training/trainers.h"
+#include "worker/activations/spliced_model.h"
+
+namespace saesweep::worker::test {
+namespace {
+
+constexpr std::int64_t kIn = 12;
+constexpr std::uint64_t kBatch = 300, kSteps = 12;
+
+// "KL" = mean over rows of |x_hat A - target|^2 / 2, whatever the rows are.
+class SquareModel final : public SplicedModel {
+ public:
+  Said splice(std::uint64_t first, const at::Tensor& reconstruction) override {
+    asked.push_back(first);
+    const at::Tensor error = at::mm(reconstruction, a) - target;
+    const auto rows = static_cast<double>(reconstruction.size(0));
+    Said said{error.square().sum(at::kDouble).item<double>() / (2 * rows),
+              at::mm(error, a.t()) / rows};
+    if (is_broken) said.kl = std::numeric_limits<double>::quiet_NaN();
+    return said;
+  }
+
+  const at::Tensor a = normal_tensor({kIn, 5}, 21);
+  const at::Tensor target = normal_tensor({static_cast<std::int64_t>(kBatch), 5}, 22);
+  bool is_broken = false;
+  std::vector<std::uint64_t> asked;
+};
+
+TrainingSpec spec_of(std::uint64_t steps = kSteps) {
+  TrainingSpec spec = make_spec(Architecture::kEndToEnd, 150, kBatch, steps);
+  spec.l1 = 0.3;
+  spec.grad_clip = 10;
+  spec.lr = 5e-3;
+  return spec;
+}
+
+std::unique_ptr<SaeTrainer> trainer_of(const TrainingSpec& spec, SplicedModel& model,
+                                       ThreadPool& pool) {
+  auto trainer = SaeTrainer::create(spec, {{kIn, 1}}, pool, &model);
+  EXPECT_TRUE(trainer) << trainer.error().message;
+  return std::move(*trainer);
+}
+
+at::Tensor rows() {
+  return sparse_rows(7 * static_cast<std::int64_t>(kBatch), directions(30, kIn, 1), 4, 2);
+}
+
+TEST(EndToEnd, GradientsAreThoseOfAutograd) {
+  ThreadPool pool(2);
+  SquareModel model;
+  const TrainingSpec spec = spec_of();
+  const auto trainer = trainer_of(spec, model, pool);
+  TrainerBase& base = inside(*trainer);
+  SaeTensors& parameters = base.parameters();
+  parameters.w_dec.copy_(normal_tensor(parameters.w_dec.sizes(), 3) * 0.7);
+  parameters.b_dec.copy_(normal_tensor(parameters.b_dec.sizes(), 4) * 0.2);
+  const at::Tensor x = step_rows(rows(), 0, kBatch).contiguous();
+  const PassSums sums = base.pass_for_test(x);
+
+  const c10::AutoGradMode with_gradients(true);
+  std::vector<at::Tensor> leaves;
+  for (const at::Tensor* each :
+       {&parameters.w_enc, &parameters.b_enc, &parameters.w_dec, &parameters.b_dec})
+    leaves.push_back(each->to(at::kDouble).detach().requires_grad_(true));
+  const at::Tensor f = at::addmm(leaves[1], x.to(at::kDouble), leaves[0].t()).relu();
+  const at::Tensor w = leaves[2] / leaves[2].square().sum(1, true).sqrt();
+  const at::Tensor error =
+      at::mm(at::addmm(leaves[3], f, w), model.a.to(at::kDouble)) - model.target.to(at::kDouble);
+  const at::Tensor loss =
+      error.square().sum() / (2.0 * kBatch) + f.sum() * (*spec.l1 / (kBatch * double{kIn}));
+  const auto want = torch::autograd::grad({loss}, leaves);
+
+  EXPECT_NEAR(sums.loss(), loss.item<double>(), 1e-5 * loss.item<double>());
+  EXPECT_NEAR(sums.l0, f.gt(0).sum(1).to(at::kDouble).mean().item<double>(), 1e-9);
+  const SaeTensors& got = base.gradients();
+  EXPECT_LT(relative_distance(got.w_enc, want[0]), 1e-5);
+  EXPECT_LT(relative_distance(got.b_enc, want[1]), 1e-5);
+  EXPECT_LT(relative_distance(got.w_dec, want[2]), 1e-5);
+  EXPECT_LT(relative_distance(got.b_dec, want[3]), 1e-5);
+}
+
+TEST(EndToEnd, TheModelIsAskedAboutTheRowsOfEachStep) {
+  ThreadPool pool(1);
+  SquareModel model;
+  const auto trainer = trainer_of(spec_of(3), model, pool);
+  train(*trainer, rows(), 3);
+  EXPECT_EQ(model.asked, (std::vector<std::uint64_t>{0, kBatch, 2 * kBatch}));
+}
+
+TEST(EndToEnd, TheLossFallsAndIsNotThatOfTheReconstruction) {
+  ThreadPool pool(2);
+  SquareModel model;
+  const auto trainer = trainer_of(spec_of(60), model, pool);
+  const auto first = trainer->train_step(step_rows(rows(), 0, kBatch).contiguous()).value();
+  train(*trainer, rows(), 59);
+  const auto last = trainer->train_step(step_rows(rows(), 59, kBatch).contiguous()).value();
+  EXPECT_LT(last.loss, 0.8 * first.loss);
+  EXPECT_GT(last.mse, 0);
+  EXPECT_NE(last.loss, last.mse);
+}
+
+TEST(EndToEnd, WhatIsNotFiniteIsSkippedAndChangesNothing) {
+  ThreadPool pool(1);
+  SquareModel model;
+  const auto trainer = trainer_of(spec_of(), model, pool);
+  train(*trainer, rows(), 2);
+  const std::string before = serialize_sae(trainer->sae());
+  model.is_broken = true;
+  const auto report = trainer->train_step(step_rows(rows(), 2, kBatch).contiguous());
+  ASSERT_TRUE(report);
+  EXPECT_FALSE(report->applied);
+  EXPECT_TRUE(serialize_sae(trainer->sae()) == before);
+}
+
+TEST(EndToEnd, BytesDependOnNeitherThreadsNorStops) {
+  const saesweep::test::TempDir dir;
+  const auto trained = [](unsigned threads) {
+    ThreadPool pool(threads);
+    SquareModel model;
+    const auto trainer = trainer_of(spec_of(), model, pool);
+    train(*trainer, rows(), kSteps);
+    return result_bytes(*trainer);
+  };
+  const std::string one = trained(1);
+  EXPECT_TRUE(trained(3) == one);
+  ThreadPool pool(2);
+  SquareModel model;
+  {
+    const auto trainer = trainer_of(spec_of(), model, pool);
+    train(*trainer, rows(), 5);
+    ASSERT_TRUE(trainer->save(dir.path() / "step-5"));
+  }
+  const auto trainer = trainer_of(spec_of(), model, pool);
+  ASSERT_TRUE(trainer->restore(dir.path() / "step-5"));
+  train(*trainer, rows(), kSteps);
+  EXPECT_TRUE(result_bytes(*trainer) == one);
+}
+
+TEST(EndToEnd, TheDictionaryReconstructsAsItWasTrained) {
+  ThreadPool pool(1);
+  SquareModel model;
+  const auto trainer = trainer_of(spec_of(), model, pool);
+  train(*trainer, rows(), kSteps);
+  const Sae sae = trainer->sae();
+  EXPECT_LT(distance(sae.w_dec.square().sum(1), at::ones({150})), 1e-5);
+  EXPECT_EQ(trainer->config()["apply_b_dec_to_input"], false);
+  const SaeTensors& own = inside(*trainer).parameters();
+  const at::Tensor x = step_rows(rows(), 0, kBatch);
+  const at::Tensor f = at::addmm(own.b_enc, x, own.w_enc.t()).relu();
+  const at::Tensor w = own.w_dec / own.w_dec.square().sum(1, true).sqrt();
+  EXPECT_LT(distance(sae.encode(x), f), 1e-5);
+  EXPECT_LT(distance(sae.reconstruct(x, sae.encode(x)), at::addmm(own.b_dec, f, w)), 1e-4);
+}
+
+TEST(EndToEnd, WithoutAModelThereIsNoTrainer) {
+  ThreadPool pool(1);
+  const auto trainer = SaeTrainer::create(spec_of(), {{kIn, 1}}, pool);
+  ASSERT_FALSE(trainer);
+  EXPECT_EQ(trainer.error().code, ErrorCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace saesweep::worker::test
