@@ -108,6 +108,20 @@ int bench_by_executor(const std::string& name, std::vector<std::string> words,
   return show(*measured, name, json);
 }
 
+// In a directory of its own below flags.directory, which is gone afterwards.
+template <class Bench, class Flags>
+int measure(Result<Json> (*function)(const Bench&), Bench bench, const char* name,
+            const Flags& flags) {
+  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
+  if (!scratch) return complain(scratch.error());
+  bench.directory = *scratch;
+  const auto measured = function(bench);
+  std::error_code ignored;
+  fs::remove_all(*scratch, ignored);
+  if (!measured) return complain(measured.error());
+  return show(*measured, name, flags.json);
+}
+
 struct CacheFlags {
   bool json = false;
   std::string bytes = "512MiB", chunk = "1MiB", directory = ".";
@@ -126,14 +140,7 @@ int bench_cache(const CacheFlags& flags) {
   bench.bytes = *bytes;
   bench.chunk_bytes = static_cast<std::uint32_t>(*chunk);
   bench.rounds = flags.rounds;
-  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
-  if (!scratch) return complain(scratch.error());
-  bench.directory = *scratch;
-  const auto measured = storage::bench_cache(bench);
-  std::error_code ignored;
-  fs::remove_all(*scratch, ignored);
-  if (!measured) return complain(measured.error());
-  return show(*measured, "cache", flags.json);
+  return measure(storage::bench_cache, bench, "cache", flags);
 }
 
 struct TasksFlags {
@@ -147,14 +154,7 @@ int bench_tasks(const TasksFlags& flags) {
   const auto tasks = sweeps::parse_count(flags.tasks);
   if (!tasks) return complain({tasks.error().code, "--tasks: " + tasks.error().message});
   bench.tasks = *tasks;
-  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
-  if (!scratch) return complain(scratch.error());
-  bench.directory = *scratch;
-  const auto measured = scheduler::bench_tasks(bench);
-  std::error_code ignored;
-  fs::remove_all(*scratch, ignored);
-  if (!measured) return complain(measured.error());
-  return show(*measured, "tasks", flags.json);
+  return measure(scheduler::bench_tasks, bench, "tasks", flags);
 }
 
 struct AgentsFlags {
@@ -164,15 +164,7 @@ struct AgentsFlags {
 };
 
 int bench_agents(const AgentsFlags& flags) {
-  scheduler::AgentsBench bench = flags.bench;
-  const auto scratch = make_private_directory(fs::absolute(flags.directory), "saesweep-bench-");
-  if (!scratch) return complain(scratch.error());
-  bench.directory = *scratch;
-  const auto measured = scheduler::bench_agents(bench);
-  std::error_code ignored;
-  fs::remove_all(*scratch, ignored);
-  if (!measured) return complain(measured.error());
-  return show(*measured, "agents", flags.json);
+  return measure(scheduler::bench_agents, flags.bench, "agents", flags);
 }
 
 struct ExecutorBench {

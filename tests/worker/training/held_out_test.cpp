@@ -18,26 +18,10 @@ using saesweep::test::TempDir;
 constexpr std::int64_t kIn = 12;
 constexpr std::uint64_t kBatch = 300, kSteps = 24;
 
-// Everything that is state moves within these few steps, and each of them is followed by a look.
+// Each of the few steps is followed by a look.
 TrainingSpec looked_at(Architecture architecture, std::uint64_t eval_every = kBatch) {
-  TrainingSpec spec = make_spec(architecture, 150, kBatch, kSteps);
-  spec.warmup_steps = 3;
-  spec.decay_start = 18;
+  TrainingSpec spec = lively_spec(architecture, kBatch, kSteps);
   spec.eval_every = eval_every;
-  if (of_topk_family(architecture) || is_transcoder(architecture)) {
-    spec.k = 2;
-    spec.dead_after_tokens = 2 * kBatch;
-    spec.threshold_start_step = 2;
-    spec.threshold_beta = 0.9;
-    spec.aux_k_weight = 1.0 / 32;
-  } else {
-    spec.sparsity_warmup_steps = 5;
-  }
-  if (is_gated(architecture) || architecture == Architecture::kCrosscoder) spec.l0_target = 5;
-  if (is_annealed(architecture)) {
-    spec.anneal_start = 4;
-    spec.n_sparsity_updates = 5;
-  }
   return spec;
 }
 

@@ -17,25 +17,9 @@ using saesweep::test::TempDir;
 constexpr std::int64_t kIn = 12;
 constexpr std::uint64_t kBatch = 300, kSteps = 24;
 
-// Everything that is state moves within these few steps.
 TrainingSpec lively(Architecture architecture, std::uint64_t seed = 0) {
-  TrainingSpec spec = make_spec(architecture, 150, kBatch, kSteps);
-  spec.warmup_steps = 3;
-  spec.decay_start = 18;
+  TrainingSpec spec = lively_spec(architecture, kBatch, kSteps);
   spec.seed = seed;
-  if (of_topk_family(architecture) || is_transcoder(architecture)) {
-    spec.k = 2;
-    spec.dead_after_tokens = 2 * kBatch;
-    spec.threshold_start_step = 2;
-    spec.threshold_beta = 0.9;
-  } else {
-    spec.sparsity_warmup_steps = 5;
-  }
-  if (is_gated(architecture) || architecture == Architecture::kCrosscoder) spec.l0_target = 5;
-  if (is_annealed(architecture)) {
-    spec.anneal_start = 4;
-    spec.n_sparsity_updates = 5;
-  }
   return spec;
 }
 

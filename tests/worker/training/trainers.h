@@ -89,6 +89,28 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
   return spec;
 }
 
+// Everything that is state moves within two dozen steps.
+inline TrainingSpec lively_spec(Architecture architecture, std::uint64_t batch,
+                                std::uint64_t steps) {
+  TrainingSpec spec = make_spec(architecture, 150, batch, steps);
+  spec.warmup_steps = steps / 8;
+  spec.decay_start = steps * 3 / 4;
+  if (of_topk_family(architecture) || is_transcoder(architecture)) {
+    spec.k = 2;
+    spec.dead_after_tokens = 2 * batch;
+    spec.threshold_start_step = 2;
+    spec.threshold_beta = 0.9;
+  } else {
+    spec.sparsity_warmup_steps = 5;
+  }
+  if (is_gated(architecture) || architecture == Architecture::kCrosscoder) spec.l0_target = 5;
+  if (is_annealed(architecture)) {
+    spec.anneal_start = 4;
+    spec.n_sparsity_updates = 5;
+  }
+  return spec;
+}
+
 inline TrainingSpec jumprelu_spec(sweeps::SparsityLoss loss, std::uint64_t d_sae,
                                   std::uint64_t batch, std::uint64_t steps) {
   TrainingSpec spec = make_spec(Architecture::kJumpRelu, d_sae, batch, steps);
