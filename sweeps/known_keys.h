@@ -28,7 +28,7 @@ enum class KeySet {
 };
 std::span<const std::string_view> known_keys(KeySet set);
 
-// Words of a later version. Such an architecture or source gets an error that says so.
+// Words of a later version. Such a source gets an error that says so.
 std::span<const std::string_view> later_sources();
 
 // "standard, standard_bricken, ...": what this version has.

@@ -28,8 +28,8 @@ class Applier {
   void wait_again(journal::Run& run, std::uint64_t until_ns);
   void end_attempts(const journal::Run& run, journal::Ending ending, const std::string& reason);
   // By what it needs: blocked, ready or skipped.
-  void begin(Task& task);
   void enter_phase(Task& task) const;
+  void begin(Task& task);  // that, and files it
   // Once more, as if it had never been tried.
   void begin_again(Task& task);
   // After `task` finished or begins once more.

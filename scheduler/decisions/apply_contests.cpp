@@ -19,6 +19,7 @@ void Applier::take_part(const journal::Sweep& old, const journal::Sweep& sweep) 
   if (old.has_early_stopping()) {
     for (const std::string& id : tasks_of(old)) {
       auto* const named = state_.tasks_.find(id);
+      SAE_CHECK(named != nullptr, "no task {}", id);
       Task& task = named->second.task;
       auto& standings = *task.mutable_standings();
       for (int i = 0; i < standings.size(); ++i) {

@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/philox.h"
 #include "worker/activations/harvest.h"
 
 namespace saesweep::worker {
@@ -63,8 +62,8 @@ std::uint64_t DocumentStream::steps_per_pass(std::uint64_t batch) const {
   return rows_ / (batch + longest_);
 }
 
-std::uint64_t DocumentStream::document_at(std::uint64_t pass, std::uint64_t position) const {
-  return training_[Permutation(training_.size(), seed_, "documents.order", pass)(position)];
+Permutation DocumentStream::order_of(std::uint64_t pass) const {
+  return Permutation(training_.size(), seed_, "documents.order", pass);
 }
 
 const std::vector<std::uint64_t>& DocumentStream::starts(std::uint64_t pass, std::uint64_t batch) {
@@ -72,7 +71,7 @@ const std::vector<std::uint64_t>& DocumentStream::starts(std::uint64_t pass, std
   if (!found.empty() && of_pass == pass) return found;
   of_pass = pass;
   found.clear();
-  const Permutation order(training_.size(), seed_, "documents.order", pass);
+  const Permutation order = order_of(pass);
   std::uint64_t position = 0;
   while (found.size() < steps_per_pass(batch)) {
     found.push_back(position);
@@ -88,9 +87,10 @@ std::vector<DocumentStream::Cut> DocumentStream::documents_of(std::uint64_t firs
             "rows {} to {} are no step", first, first + count);
   const std::uint64_t step = first / count, pass = step / steps_per_pass(count);
   std::uint64_t position = starts(pass, count)[step % steps_per_pass(count)];
+  const Permutation order = order_of(pass);
   std::vector<Cut> documents;
   for (std::uint64_t rows = 0; rows < count; ++position) {
-    const std::uint64_t document = document_at(pass, position);
+    const std::uint64_t document = training_[order(position)];
     const std::uint64_t own = std::min(documents_->rows(document), count - rows);
     documents.emplace_back(document, static_cast<std::int64_t>(own));
     rows += own;

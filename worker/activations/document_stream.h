@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/philox.h"
 #include "core/result.h"
 #include "sweeps/spec.h"
 #include "worker/activations/row_stream.h"
@@ -53,7 +54,7 @@ class DocumentStream final : public RowStream, public SplicedModel {
   // Positions in the order of the pass at which its steps begin.
   const std::vector<std::uint64_t>& starts(std::uint64_t pass, std::uint64_t batch);
   std::uint64_t steps_per_pass(std::uint64_t batch) const;
-  std::uint64_t document_at(std::uint64_t pass, std::uint64_t position) const;
+  Permutation order_of(std::uint64_t pass) const;  // of training_
 
   struct Step {
     std::uint64_t first = 0, count = 0;
