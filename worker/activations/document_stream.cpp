@@ -40,7 +40,7 @@ DocumentStream::DocumentStream(const sweeps::StreamSpec& spec,
 
 Result<std::unique_ptr<DocumentStream>> DocumentStream::open(
     const sweeps::StreamSpec& spec, std::shared_ptr<const Transformer> model,
-    std::shared_ptr<const TokenDocuments> documents, std::uint64_t batch, ThreadPool& pool) {
+    std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool) {
   if (!spec.joined.empty())
     return fail(ErrorCode::kInvalidArgument, "{}: documents are read at one hook", spec.label());
   SAE_TRY_VOID(model->check_hook(spec.hook));
@@ -48,13 +48,15 @@ Result<std::unique_ptr<DocumentStream>> DocumentStream::open(
     return fail(ErrorCode::kInvalidArgument,
                 "the model knows {} tokens, but `data` needs {}: was it trained on another board?",
                 model->config().vocabulary, documents->vocabulary());
-  std::unique_ptr<DocumentStream> stream(
+  return std::unique_ptr<DocumentStream>(
       new DocumentStream(spec, std::move(model), std::move(documents), pool));
-  if (stream->rows_ < batch + stream->longest_)
-    return fail(ErrorCode::kInvalidArgument,
-                "the training documents have {} rows; a batch of {} needs at least {}",
-                stream->rows_, batch, batch + stream->longest_);
-  return stream;
+}
+
+Result<void> DocumentStream::check_batch(std::uint64_t batch) const {
+  if (steps_per_pass(batch) > 0) return {};
+  return fail(ErrorCode::kInvalidArgument,
+              "the training documents have {} rows; a batch of {} needs at least {}", rows_, batch,
+              batch + longest_);
 }
 
 // However they are ordered, so many steps fit: each takes less than a document more than its batch.

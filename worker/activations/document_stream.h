@@ -30,12 +30,14 @@ namespace saesweep::worker {
 
 class DocumentStream final : public RowStream, public SplicedModel {
  public:
-  // `pool` outlives this. `batch`: of the largest step that will be read.
-  // Errors: kInvalidArgument for an unknown hook, a stream of several, a model that does not know
-  // all tokens, or training documents with fewer rows than a batch.
+  // `pool` outlives this. Errors: kInvalidArgument for an unknown hook, a stream of several, or a
+  // model that does not know all tokens.
   static Result<std::unique_ptr<DocumentStream>> open(
       const sweeps::StreamSpec& spec, std::shared_ptr<const Transformer> model,
-      std::shared_ptr<const TokenDocuments> documents, std::uint64_t batch, ThreadPool& pool);
+      std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool);
+  // Before steps of so many rows are read.
+  // Errors: kInvalidArgument where the training documents have too few.
+  Result<void> check_batch(std::uint64_t batch) const;
 
   std::int64_t d_in() const override { return width_; }
   std::uint64_t rows_per_pass() const override { return rows_; }  // of all training documents

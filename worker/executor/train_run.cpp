@@ -111,21 +111,18 @@ class TrainRun {
     SAE_TRY(sources_, open_sources(stream_spec(), tools_));
     stream_.reset();
     plan_ = nullptr;
-    spliced_ = nullptr;
+    documents_ = nullptr;
     StreamEvents events;
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
     events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
     events.stop = [this] { return report_.is_asked(); };
     if (reads_documents()) {
-      std::uint64_t batch = 0;
-      for (const auto& [task, student] : students_)
-        batch = std::max(batch, student.spec.training.batch);
       if (sources_.tokens == nullptr)
         return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
                     stream_spec().data.source);
-      SAE_TRY(auto documents, DocumentStream::open(stream_spec(), sources_.model, sources_.tokens,
-                                                   batch, tools_.pool));
-      spliced_ = documents.get();
+      SAE_TRY(auto documents,
+              DocumentStream::open(stream_spec(), sources_.model, sources_.tokens, tools_.pool));
+      documents_ = documents.get();
       stream_ = std::move(documents);
       return {};
     }
@@ -142,7 +139,7 @@ class TrainRun {
     if (plan_ != nullptr)  // a group and a chunk of it are in memory
       needed = (plan_->group_rows() + plan_->max_chunk_rows()) *
                static_cast<std::uint64_t>(stream_->d_in()) * size_of(stream_spec().dtype);
-    if (spliced_ != nullptr) needed += kSplicedBytes;
+    if (documents_ != nullptr) needed += kSplicedBytes;
     std::uint64_t evaluation = 0;
     for (const auto& [task, student] : students_) {
       if (!report_.is_open(*student.wire)) continue;
@@ -175,8 +172,9 @@ class TrainRun {
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
     const auto create = [&] {
-      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, spliced_);
+      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, documents_);
     };
+    if (documents_ != nullptr) SAE_TRY_VOID(documents_->check_batch(student.spec.training.batch));
     const auto candidates = student.checkpoints.to_restore();
     for (const auto& directory : candidates) {
       SAE_TRY(auto trainer, create());
@@ -457,9 +455,9 @@ class TrainRun {
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
   std::unique_ptr<RowStream> stream_;
-  const ChunkPlan* plan_ = nullptr;  // of a stream of rows
-  SplicedModel* spliced_ = nullptr;  // of one of documents
-  Cohort* cohort_ = nullptr;         // while run() has one
+  const ChunkPlan* plan_ = nullptr;      // of a stream of rows
+  DocumentStream* documents_ = nullptr;  // what stream_ is for end-to-end trials
+  Cohort* cohort_ = nullptr;             // while run() has one
   at::Tensor calibration_rows_;
   at::Tensor curve_rows_;  // held out, of learning curves; without rows if there are none
   EvaluationCache evaluation_cache_;  // what members at a rung share of the stream

@@ -35,7 +35,7 @@ struct Scene {
   }();
 
   std::unique_ptr<DocumentStream> open(ThreadPool& pool) const {
-    return DocumentStream::open(spec, model, games, kBatch, pool).value();
+    return DocumentStream::open(spec, model, games, pool).value();
   }
   static at::Tensor read(DocumentStream& stream, std::uint64_t first) {
     at::Tensor rows = at::empty({static_cast<std::int64_t>(kBatch), stream.d_in()}, at::kFloat);
@@ -147,16 +147,18 @@ TEST(DocumentStream, BytesDoNotDependOnTheNumberOfThreads) {
 TEST(DocumentStream, RefusesWhatCannotBe) {
   const Scene scene;
   ThreadPool pool(1);
-  const auto opened = [&](const sweeps::StreamSpec& spec, std::uint64_t batch) {
-    return DocumentStream::open(spec, scene.model, scene.games, batch, pool);
+  const auto opened = [&](const sweeps::StreamSpec& spec) {
+    return DocumentStream::open(spec, scene.model, scene.games, pool);
   };
   auto spec = scene.spec;
   spec.joined = {"blocks.0.hook_resid_pre"};
-  EXPECT_THAT(opened(spec, kBatch).error().message, HasSubstr("one hook"));
+  EXPECT_THAT(opened(spec).error().message, HasSubstr("one hook"));
   spec = scene.spec;
   spec.hook = "blocks.7.hook_resid_pre";
-  EXPECT_THAT(opened(spec, kBatch).error().message, HasSubstr("no hook"));
-  EXPECT_THAT(opened(scene.spec, 1'000'000).error().message, HasSubstr("a batch of 1000000"));
+  EXPECT_THAT(opened(spec).error().message, HasSubstr("no hook"));
+  const auto stream = scene.open(pool);
+  EXPECT_TRUE(stream->check_batch(kBatch));
+  EXPECT_THAT(stream->check_batch(1'000'000).error().message, HasSubstr("a batch of 1000000"));
 }
 
 }  // namespace

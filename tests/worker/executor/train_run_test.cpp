@@ -128,6 +128,20 @@ TEST_F(TrainRun, EndToEndBesideOthersTheBytesAreThoseOfEachAlone) {
               digest_of(undisturbed(spec), "sae.safetensors"));
 }
 
+TEST_F(TrainRun, ABatchThatDocumentsCannotFillEndsItsOwnTrialAlone) {
+  const auto fits = trial(Architecture::kEndToEnd);
+  auto too_large = fits;
+  too_large.training.batch = 100'000;
+  too_large.training.tokens = 200'000;
+  FakeAgent agent(state());
+  const auto left = agent.run_to_end(run_of({train_member(too_large), train_member(fits)}, kNever));
+  const auto& failed = left.results.at(task_of(too_large));
+  EXPECT_EQ(failed.outcome(), protocol::OUTCOME_FAILED);
+  EXPECT_THAT(failed.reason(), testing::HasSubstr("a batch of 100000"));
+  EXPECT_EQ(digest_of(left.results.at(task_of(fits)), "sae.safetensors"),
+            digest_of(undisturbed(fits), "sae.safetensors"));
+}
+
 TEST_F(TrainRun, KeepsTheLastTwoCheckpointsOfATrial) {
   const auto spec = trial(Architecture::kTopK, 8);
   FakeAgent agent(state());
