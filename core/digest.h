@@ -42,5 +42,7 @@ Result<Sha256> sha256_file(const std::filesystem::path& path);
 std::uint64_t xxh3_64(std::span<const std::byte> bytes, std::uint64_t seed = 0);
 // CRC-32C (Castagnoli), as frame headers carry it.
 std::uint32_t crc32c(std::span<const std::byte> bytes);
+// The same on any CPU.
+std::uint32_t crc32c_portable(std::span<const std::byte> bytes);
 
 }  // namespace saesweep

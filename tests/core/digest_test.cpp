@@ -89,6 +89,15 @@ TEST(Crc32cTest, HasTheKnownAnswers) {
   EXPECT_EQ(crc32c(std::vector<std::byte>(32, std::byte{0xff})), 0x62a8ab43u);
 }
 
+TEST(Crc32c, IsTheSameWithAndWithoutTheInstruction) {
+  std::vector<std::byte> bytes(257);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 131 + 7);
+  const std::span<const std::byte> all(bytes);
+  for (std::size_t from = 0; from < 9; ++from)
+    for (std::size_t count = 0; from + count <= all.size(); ++count)
+      ASSERT_EQ(crc32c(all.subspan(from, count)), crc32c_portable(all.subspan(from, count)));
+}
+
 // Source: tests/sanity_test_vectors.h of Cyan4973/xxHash, XSUM_XXH3_testdata.
 TEST(Xxh3Test, HasTheKnownAnswers) {
   constexpr std::uint64_t kSeed = 0x9E3779B185EBCA8Dull;
