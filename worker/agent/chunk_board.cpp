@@ -13,6 +13,7 @@ constexpr std::size_t kMostStreams = 1024;
 void ChunkBoard::begin(const std::string& stream, std::uint32_t index) {
   const std::lock_guard lock(mutex_);
   coming_.emplace(stream, index);
+  expected_.erase({stream, index});
 }
 
 void ChunkBoard::end(const std::string& stream, std::uint32_t index) {
@@ -22,7 +23,46 @@ void ChunkBoard::end(const std::string& stream, std::uint32_t index) {
 
 bool ChunkBoard::is_coming(const std::string& stream, std::uint32_t index) const {
   const std::lock_guard lock(mutex_);
-  return coming_.contains({stream, index});
+  return coming_.contains({stream, index}) || expected_.contains({stream, index});
+}
+
+void ChunkBoard::expect(const std::string& stream, std::uint32_t index) {
+  const std::lock_guard lock(mutex_);
+  expected_.emplace(stream, index);
+}
+
+void ChunkBoard::forget(const std::string& stream, std::optional<std::uint32_t> index) {
+  const std::lock_guard lock(mutex_);
+  if (index)
+    expected_.erase({stream, *index});
+  else
+    std::erase_if(expected_, [&](const ChunkName& chunk) { return chunk.first == stream; });
+}
+
+void ChunkBoard::begin_to_ask(const std::string& stream, std::uint32_t index, NodeName other,
+                              NodeName own) {
+  const std::lock_guard lock(mutex_);
+  asked_.insert_or_assign({stream, index}, Asked{std::move(other), std::move(own)});
+}
+
+void ChunkBoard::hear_that_it_comes(const std::string& stream, std::uint32_t index) {
+  const std::lock_guard lock(mutex_);
+  if (const auto found = asked_.find({stream, index}); found != asked_.end())
+    found->second.is_coming_there = true;
+}
+
+void ChunkBoard::end_asking(const std::string& stream, std::uint32_t index, bool is_given) {
+  const std::lock_guard lock(mutex_);
+  asked_.erase({stream, index});
+  if (!is_given) expected_.emplace(stream, index);
+}
+
+bool ChunkBoard::is_to_wait(const std::string& stream, std::uint32_t index,
+                            const NodeName& other) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = asked_.find({stream, index});
+  if (found == asked_.end() || found->second.other != other) return false;
+  return found->second.own < other || !found->second.is_coming_there;
 }
 
 void ChunkBoard::harvest_took(const std::string& stream, Duration time) {

@@ -74,6 +74,7 @@ protocol::ClientSecurity security_of(const Order& order) {
 
 // The thread that asks, and its queues.
 struct ChunkFetching::Carrier {
+  ChunkBoard& board;
   const std::chrono::milliseconds patience;
   const int signal = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   // Each holds what is in flight, so that nobody waits at them.
@@ -91,7 +92,8 @@ struct ChunkFetching::Carrier {
 
   std::jthread thread;  // last: it uses all of the above
 
-  explicit Carrier(std::chrono::milliseconds node_patience) : patience(node_patience) {
+  Carrier(ChunkBoard& tells, std::chrono::milliseconds node_patience)
+      : board(tells), patience(node_patience) {
     SAE_CHECK(signal >= 0, "no eventfd");
     thread = run_thread("chunk fetch", [this](const std::stop_token& stop) { work(stop); });
   }
@@ -198,6 +200,7 @@ struct ChunkFetching::Carrier {
       }
       case DataChunkReply::COMING:
         one.was_coming = true;
+        board.hear_that_it_comes(one.order.stream, one.order.index);
         if (heard < one.order.until) return false;
         break;
       case DataChunkReply::ABSENT:
@@ -219,8 +222,8 @@ struct ChunkFetching::Carrier {
   }
 };
 
-ChunkFetching::ChunkFetching(const ChunkBoard& board, std::chrono::milliseconds node_patience)
-    : board_(board), carrier_(std::make_unique<Carrier>(node_patience)) {}
+ChunkFetching::ChunkFetching(ChunkBoard& board, std::chrono::milliseconds node_patience)
+    : board_(board), carrier_(std::make_unique<Carrier>(board, node_patience)) {}
 ChunkFetching::~ChunkFetching() = default;
 
 void ChunkFetching::use(std::shared_ptr<const protocol::KeyPair> keys) { keys_ = std::move(keys); }
@@ -262,6 +265,9 @@ bool ChunkFetching::begin(const std::string& stream, std::uint32_t index, TimePo
   if (!is_worth_it(stream, source, now)) return false;
   // A loopback address is of use on this machine only.
   const bool is_of_use = !is_loopback(own_endpoint_) || is_loopback(source.endpoint);
+  if (is_of_use)  // before it goes: the other may ask us in the same moment
+    board_.begin_to_ask(stream, index, {source.endpoint, source.server_key},
+                        {own_endpoint_, own_key_});
   const bool taken = carrier_->orders.try_push({.stream = stream,
                                                 .index = index,
                                                 .endpoint = source.endpoint,
@@ -270,8 +276,12 @@ bool ChunkFetching::begin(const std::string& stream, std::uint32_t index, TimePo
                                                 .own_key = is_of_use ? own_key_ : "",
                                                 .keys = keys_,
                                                 .until = saesweep::agent::now() + kLongestWait});
-  if (taken) ++in_flight_;
-  return taken;
+  if (!taken) {
+    board_.end_asking(stream, index, false);
+    return false;
+  }
+  ++in_flight_;
+  return true;
 }
 
 std::vector<ChunkFetching::Arrived> ChunkFetching::arrived(TimePoint now) {
@@ -282,6 +292,7 @@ std::vector<ChunkFetching::Arrived> ChunkFetching::arrived(TimePoint now) {
   while (auto delivery = carrier_->deliveries.pop_for(0ms)) {
     --in_flight_;
     const Order& order = delivery->order;
+    board_.end_asking(order.stream, order.index, delivery->fate == Fate::kHere);
     const auto source = sources_.find(order.stream);
     const bool is_current = source != sources_.end() && source->second.endpoint == order.endpoint;
     if (is_current && delivery->harvest_seconds)

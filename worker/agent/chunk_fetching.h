@@ -45,7 +45,7 @@ class ChunkFetching {
   static constexpr std::chrono::seconds kTryAgainAfter{60};
 
   // `board` outlives it.
-  explicit ChunkFetching(const ChunkBoard& board,
+  explicit ChunkFetching(ChunkBoard& board,
                          std::chrono::milliseconds node_patience = kNodePatience);
   ~ChunkFetching();
   ChunkFetching(const ChunkFetching&) = delete;
@@ -88,7 +88,7 @@ class ChunkFetching {
 
   bool is_worth_it(const std::string& stream, Source& source, TimePoint now) const;
 
-  const ChunkBoard& board_;
+  ChunkBoard& board_;
   std::shared_ptr<const protocol::KeyPair> keys_;
   std::string own_endpoint_, own_key_;
   std::map<std::string, Source> sources_;     // by stream

@@ -33,7 +33,7 @@ struct ChunkServer::Desk {
       reply.set_problem("a worker serves chunks, nothing else");
       return reply;
     }
-    fill(request.chunk().stream(), request.chunk().index(), *reply.mutable_chunk());
+    fill(request.chunk(), *reply.mutable_chunk());
     if (reply.chunk().status() == DataChunkReply::ABSENT) note(request.chunk());
     return reply;
   }
@@ -48,9 +48,12 @@ struct ChunkServer::Desk {
     board.note_ahead(std::move(node));
   }
 
-  void fill(const std::string& stream, std::uint32_t index, DataChunkReply& reply) {
+  void fill(const protocol::DataChunk& asked, DataChunkReply& reply) {
+    const std::string& stream = asked.stream();
+    const std::uint32_t index = asked.index();
     // Asked first: who is done with a harvest has put the chunk before it says so.
-    const bool is_coming = board.is_coming(stream, index);
+    const bool is_coming = board.is_coming(stream, index) ||
+                           board.is_to_wait(stream, index, {asked.own_endpoint(), asked.own_key()});
     if (const auto seconds = board.harvest_seconds(stream))
       reply.set_harvest_us(static_cast<std::uint64_t>(std::llround(*seconds * 1e6)));
     reply.set_status(is_coming ? DataChunkReply::COMING : DataChunkReply::ABSENT);

@@ -232,7 +232,7 @@ ChunkReply::Status ChunkService::write(const Session& session, ConnectionId conn
   // Stored or not, this harvest is over, and now others may see it. A later owner's claim stands
   // until its own write.
   release(connection, chunk);
-  not_there_.erase(chunk);
+  if (not_there_.erase(chunk) > 0) board_->forget(chunk.first, chunk.second);
   if (is_stored) {
     present_[chunk.first].insert(chunk.second);
     return ChunkReply::OK;
@@ -254,6 +254,7 @@ void ChunkService::learn(const protocol::ChunkSource& source) {
   if (fetching_ == nullptr) return;
   fetching_->learn(source);
   std::erase_if(not_there_, [&](const auto& chunk) { return chunk.first == source.stream(); });
+  board_->forget(source.stream());
 }
 
 // Nobody here has a claim on it. False: it is to be harvested.
@@ -281,7 +282,10 @@ void ChunkService::take(ChunkFetching::Arrived arrived, TimePoint now) {
   const auto claimed = claims_.find(chunk);
   if (claimed != claims_.end() && claimed->second.owner == kFetcher) claims_.erase(claimed);
   const Session* session = session_with(arrived.stream);
-  if (session == nullptr) return;  // nobody waits for it any more
+  if (session == nullptr) {  // nobody waits for it any more
+    board_->forget(chunk.first, chunk.second);
+    return;
+  }
   if (arrived.value &&
       (arrived.shape.d_in != session->full.d_in || arrived.shape.dtype != session->full.dtype ||
        arrived.shape.rows > session->full.rows)) {
@@ -293,6 +297,7 @@ void ChunkService::take(ChunkFetching::Arrived arrived, TimePoint now) {
   if (!arrived.value) {
     ++counters_.failed_fetches;
     not_there_.insert(chunk);
+    board_->expect(chunk.first, chunk.second);
     return;
   }
   if (counters_.fetched == 0) log::info("chunks.fetching stream={}", arrived.stream);
@@ -370,7 +375,11 @@ void ChunkService::forget_unpinned() {
   const auto is_unpinned = [&](const std::string& stream) {
     return session_with(stream) == nullptr;
   };
-  std::erase_if(present_, [&](const auto& stream) { return is_unpinned(stream.first); });
+  std::erase_if(present_, [&](const auto& stream) {
+    if (!is_unpinned(stream.first)) return false;
+    if (board_ != nullptr) board_->forget(stream.first);
+    return true;
+  });
   std::erase_if(not_there_, [&](const auto& chunk) { return is_unpinned(chunk.first); });
   std::erase_if(aside_, [&](const auto& arrived) { return is_unpinned(arrived.stream); });
 }

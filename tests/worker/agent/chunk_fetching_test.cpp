@@ -7,8 +7,10 @@
 #include <poll.h>
 
 #include <atomic>
+#include <barrier>
 #include <future>
 #include <optional>
+#include <thread>
 
 #include "core/philox.h"
 #include "scheduler/protocol/data_port.h"
@@ -61,6 +63,7 @@ struct Node {
   std::optional<worker::ChunkClient> executor;
   std::function<void()> at_wait;  // when the executor waits for a chunk
   TimePoint now = SystemClock().now();
+  Duration harvest_takes{};
   int harvested = 0;
 
   explicit Node(std::chrono::milliseconds patience = ChunkFetching::kNodePatience)
@@ -110,6 +113,7 @@ struct Node {
     std::vector<std::byte> out(kChunkBytes);
     const auto rows = executor->fetch(index, out, [&](std::span<std::byte> into) {
       ++harvested;
+      now += harvest_takes;
       std::ranges::copy(values_of(index), into.begin());
       return Result<std::uint32_t>(rows_of(index));
     });
@@ -226,6 +230,42 @@ TEST_F(ChunkFetchingTest, TwoThatReadTheSameFollowTheOneThatIsAhead) {
   EXPECT_EQ(there.harvested, 2);
   EXPECT_EQ(there.service.counters().fetched, 2u);
   EXPECT_EQ(here.service.counters().fetched, 2u);
+}
+
+// As two workers do that were given trials of the same stream at once.
+TEST_F(ChunkFetchingTest, TwoThatReadInStepHarvestEachChunkOnce) {
+  constexpr std::uint32_t kChunks = 100;
+  there.serve();
+  here.serve();
+  for (auto [one, other] : {std::pair(&here, &there), std::pair(&there, &here)}) {
+    one->fetching.introduce(one->server->announced(), one->server->public_key());
+    one->service.learn(other->source());
+    one->harvest_takes = 1s;  // more than fetching
+    one->begin_to_read();
+  }
+  std::barrier together(2);
+  const auto read = [&](Node& node) {
+    for (std::uint32_t i = 0; i < kChunks; ++i) {
+      together.arrive_and_wait();
+      node.expect(i);
+    }
+  };
+  std::jthread second([&] { read(there); });
+  read(here);
+  second.join();
+  EXPECT_EQ(here.harvested + there.harvested, static_cast<int>(kChunks));
+  EXPECT_EQ(here.service.counters().fetched + there.service.counters().fetched, kChunks);
+}
+
+TEST_F(ChunkFetchingTest, WhatIsHarvestedInTheEndIsNoLongerComing) {
+  there.serve();
+  here.serve();
+  here.fetching.introduce(here.server->announced(), here.server->public_key());
+  here.service.learn(there.source());
+  here.begin_to_read();
+  here.expect(0);  // is not there
+  EXPECT_EQ(here.harvested, 1);
+  EXPECT_FALSE(here.board.is_coming(kStream, 0));
 }
 
 TEST_F(ChunkFetchingTest, AFlippedByteIsRefusedAndTheChunkHarvested) {
