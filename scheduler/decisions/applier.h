@@ -11,7 +11,7 @@ class Applier {
  public:
   Applier(SweepState& state, Changes& changes) : state_(state), changes_(changes) {}
 
-  void apply(const journal::Event& event);
+  void apply(journal::Event& event);  // takes from it what is large
 
  private:
   using Task = journal::Task;
@@ -54,12 +54,13 @@ class Applier {
 
   // Process and sweeps (apply_sweeps.cpp).
   void started(const journal::ProcessStarted& event);
-  void submitted(const journal::SweepSubmitted& event);
+  void submitted(journal::SweepSubmitted& event);
   void sweep_changed(const journal::SweepChanged& event);
   void sweep_ended(const journal::SweepEnded& event);
   void again(const journal::TasksAgain& event);
   void cancelled(const journal::TasksCancelled& event);
   void time_passed(const journal::TimePassed& event);
+  void wish_granted(const journal::GrantedWish& event);
 
   // Runs and tasks.
   void granted(const journal::RunGranted& event);

@@ -13,7 +13,7 @@ constexpr double kMemoryRaise = 1.3;  // of the estimate, after an allocation fa
 
 }  // namespace
 
-void Applier::apply(const journal::Event& event) {
+void Applier::apply(journal::Event& event) {
   using journal::Event;
   time_ = event.time();
   if (event.sequence() != 0) {
@@ -24,7 +24,7 @@ void Applier::apply(const journal::Event& event) {
     case Event::kProcessStarted:
       return started(event.process_started());
     case Event::kSweepSubmitted:
-      return submitted(event.sweep_submitted());
+      return submitted(*event.mutable_sweep_submitted());
     case Event::kSweepEnded:
       return sweep_ended(event.sweep_ended());
     case Event::kSweepChanged:
@@ -60,6 +60,8 @@ void Applier::apply(const journal::Event& event) {
                   event.task_given_up().ending());
     case Event::kTaskReturned:
       return returned(event.task_returned());
+    case Event::kWishGranted:
+      return wish_granted(event.wish_granted());
     case Event::kWorkerDrained:
       return drained(event.worker_drained());
     case Event::kWorkerJoined:
@@ -447,7 +449,7 @@ void Applier::drained(const journal::WorkerDrained& event) {
   changes_.meta = true;
 }
 
-void SweepState::apply(const journal::Event& event, Changes* changes) {
+void SweepState::apply(journal::Event event, Changes* changes) {
   Changes ignored;
   Applier(*this, changes == nullptr ? ignored : *changes).apply(event);
 }

@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "scheduler/decisions/applier.h"
 #include "scheduler/decisions/attempts.h"
+#include "scheduler/decisions/decide.h"
 
 namespace saesweep::scheduler {
 namespace {
@@ -78,7 +79,7 @@ void Applier::enter(const journal::Sweep& sweep) {
   if (least) charge = std::max(charge, *least * weight_of(sweep));
 }
 
-void Applier::submitted(const journal::SweepSubmitted& event) {
+void Applier::submitted(journal::SweepSubmitted& event) {
   state_.meta_.set_last_submission(state_.meta_.last_submission() + 1);
   changes_.meta = true;
   const std::string name = event.sweep().name();
@@ -88,12 +89,12 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
   journal::Sweep old;
   old.set_started(time_);
   if (before != state_.sweeps_.end()) {
-    old = before->second;
+    old = std::move(before->second);
     old_tasks = tasks_of(old);
     state_.unwant(old);
   }
   journal::Sweep& sweep = state_.sweeps_[name];
-  sweep = event.sweep();
+  sweep = std::move(*event.mutable_sweep());
   sweep.set_started(old.started());
   sweep.set_submission(state_.meta_.last_submission());
   sweep.set_active(true);
@@ -102,25 +103,29 @@ void Applier::submitted(const journal::SweepSubmitted& event) {
   if (sweep.weight() == 0) sweep.set_weight(old.weight());
 
   std::uint64_t order = state_.meta_.last_submission() << 32;
-  for (const journal::TaskSpec& spec : event.tasks()) {
-    auto& named = state_.tasks_.add(spec.id());
-    changes_.tasks.insert(&named);
-    Task& task = named.second.task;
-    *task.mutable_spec() = spec;
+  std::vector<SweepState::Tasks::Map::value_type*> added;
+  added.reserve(static_cast<std::size_t>(event.tasks_size()));
+  state_.tasks_.make_room_for(added.capacity());
+  changes_.tasks.reserve(changes_.tasks.size() + added.capacity());
+  for (journal::TaskSpec& spec : *event.mutable_tasks()) {
+    auto* const named = added.emplace_back(&state_.tasks_.add(spec.id()));
+    changes_.tasks.insert(named);
+    Task& task = named->second.task;
+    *task.mutable_spec() = std::move(spec);
     task.set_order(++order);
-    if (!spec.needs().empty()) state_.tasks_.at(spec.needs()).filed.dependents.insert(spec.id());
+    if (const std::string& needs = task.spec().needs(); !needs.empty())
+      state_.tasks_.at(needs).filed.dependents.insert(named->first);
   }
-  state_.want(sweep);
+  const auto wanted = state_.want(sweep);
   // Filed below, with all that the sweep names; what it does not name nobody wants.
-  for (const journal::TaskSpec& spec : event.tasks()) enter_phase(state_.tasks_.at(spec.id()).task);
+  for (auto* const named : added) enter_phase(named->second.task);
   // Who is no longer named, and who is named by one more.
   for (const std::string& id : old_tasks)
     if (const Task* task = state_.find_task(id)) state_.file(*task);
-  const std::vector<std::string> new_tasks = tasks_of(sweep);
   take_part(old, sweep);
-  for (const std::string& id : new_tasks) state_.file(state_.tasks_.at(id));
+  for (SweepState::FiledTask* const task : wanted) state_.file(*task);
   for (const std::string& id : event.again()) begin_again(task_at(id));
-  if (old_tasks == new_tasks && state_.desk(name).open == 0) sweep.set_ended(old.ended());
+  if (state_.desk(name).open == 0 && old_tasks == tasks_of(sweep)) sweep.set_ended(old.ended());
   state_.file(sweep);
   enter(sweep);
 }
@@ -188,6 +193,13 @@ void Applier::cancelled(const journal::TasksCancelled& event) {
     state_.file(task);
     tell_dependents(task);
   }
+}
+
+void Applier::wish_granted(const journal::GrantedWish& event) {
+  auto& granted = *state_.meta_.mutable_granted();
+  *granted.Add() = event;
+  if (granted.size() > kWishesKept) granted.DeleteSubrange(0, granted.size() - kWishesKept);
+  changes_.meta = true;
 }
 
 void Applier::time_passed(const journal::TimePassed& event) {

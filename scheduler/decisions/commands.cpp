@@ -243,6 +243,12 @@ void Decider::hear(const SweepPriority& command) {
                                         {"weight", command.weight}};
 }
 
+void Decider::hear(const WishGranted& wish) {
+  auto& granted = *event().mutable_wish_granted();
+  granted.set_key(wish.key);
+  granted.set_answer(canonical_json(wish.answer));
+}
+
 void Decider::hear(const WorkerCommand& command) {
   const bool drain = command.verb == "drain";
   if (!drain && command.verb != "undrain")

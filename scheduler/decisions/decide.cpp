@@ -55,9 +55,9 @@ bool is_same_result(const protocol::TaskResult& a, const protocol::TaskResult& b
 
 }  // namespace
 
-Decision decide(const SweepState& state, const Message& message, TimePoint now) {
-  Decider decider(state, message.peer, now);
-  std::visit([&](const auto& heard) { decider.hear(heard); }, message.heard);
+Decision decide(const SweepState& state, Message message, TimePoint now) {
+  Decider decider(state, std::move(message.peer), now);
+  std::visit([&](auto& heard) { decider.hear(std::move(heard)); }, message.heard);
   return decider.take();
 }
 
@@ -70,13 +70,13 @@ void Decider::hear(const ProcessBegins& begins) {
   started.set_now_ns(to_ns(now_));
 }
 
-void Decider::hear(const Submission& submission) {
+void Decider::hear(Submission&& submission) {
   auto& submitted = *event().mutable_sweep_submitted();
-  *submitted.mutable_sweep() = submission.sweep;
-  for (const journal::TaskSpec& spec : submission.tasks) {
+  submitted.mutable_tasks()->Reserve(static_cast<int>(submission.tasks.size()));
+  for (journal::TaskSpec& spec : submission.tasks) {
     const Task* known = state_.find_task(spec.id());
     if (known == nullptr) {
-      *submitted.add_tasks() = spec;
+      *submitted.add_tasks() = std::move(spec);
       continue;
     }
     const bool again = (known->has_failed() && known->failed().passing()) ||
@@ -85,6 +85,7 @@ void Decider::hear(const Submission& submission) {
     if (again) submitted.add_again(spec.id());
   }
   cancel_unwanted(submission.sweep);
+  *submitted.mutable_sweep() = std::move(submission.sweep);
 }
 
 void Decider::cancel_unwanted(const journal::Sweep& sweep) {
@@ -384,39 +385,56 @@ void Decider::out_of_memory(const Task& task, const std::string& reason) {
 
 // ---- rows ---------------------------------------------------------------------------------------
 
-SubjectOutcome outcome_of(const SweepState& state, const journal::Sweep& sweep,
-                          const journal::Subject& subject) {
+std::optional<SubjectOutcome> settled_outcome_of(const SweepState& state,
+                                                 const journal::Sweep& sweep,
+                                                 const journal::Subject& subject) {
   const Task* train =
       subject.train_task().empty() ? nullptr : state.find_task(subject.train_task());
   const journal::Standing* standing =
       train == nullptr || subject.baseline() ? nullptr : standing_of(*train, sweep.name());
-  if (standing != nullptr && !standing->stopped().empty()) return {"stopped", standing->stopped()};
+  if (standing != nullptr && !standing->stopped().empty())
+    return SubjectOutcome{"stopped", standing->stopped()};
   if (!subject.train_task().empty()) {
     const bool is_over = train != nullptr && is_finished(*train);
-    if (is_over && train->has_diverged()) return {"diverged", train->diverged().reason()};
-    if (is_over && train->has_failed()) return {"failed", train->failed().reason()};
-    if (subject.cancelled()) return {"cancelled", "by a person"};
-    if (is_over && train->has_cancelled()) return {"cancelled", train->cancelled().reason()};
-    if (is_over && train->has_stopped()) return {"stopped", train->stopped().reason()};
-    if (!is_over && standing != nullptr && standing->waits() && !is_leased(*train))
-      return {"unfinished", wait_text(state, *train, sweep)};
-    if (!is_over && train != nullptr && state_of(state, *train) == "paused")
-      return {"unfinished", "paused"};
-    if (!is_over) return {"unfinished", "not trained yet"};
+    if (is_over && train->has_diverged())
+      return SubjectOutcome{"diverged", train->diverged().reason()};
+    if (is_over && train->has_failed()) return SubjectOutcome{"failed", train->failed().reason()};
+    if (subject.cancelled()) return SubjectOutcome{"cancelled", "by a person"};
+    if (is_over && train->has_cancelled())
+      return SubjectOutcome{"cancelled", train->cancelled().reason()};
+    if (is_over && train->has_stopped())
+      return SubjectOutcome{"stopped", train->stopped().reason()};
+    if (!is_over) return std::nullopt;
   }
-  if (subject.cancelled()) return {"cancelled", "by a person"};
+  if (subject.cancelled()) return SubjectOutcome{"cancelled", "by a person"};
   SubjectOutcome outcome{"done", ""};
   for (const std::string& id : subject.evaluate_tasks()) {
     const Task* task = state.find_task(id);
-    if (task == nullptr || !is_finished(*task))
-      return {"unfinished",
-              task != nullptr && state_of(state, *task) == "paused" ? "paused" : "not scored yet"};
+    if (task == nullptr || !is_finished(*task)) return std::nullopt;
     if (outcome.state != "done") continue;
     if (task->has_failed()) outcome = {"failed", "evaluation: " + task->failed().reason()};
     if (task->has_diverged()) outcome = {"failed", "evaluation: " + task->diverged().reason()};
     if (task->has_cancelled()) outcome = {"cancelled", task->cancelled().reason()};
   }
   return outcome;
+}
+
+SubjectOutcome outcome_of(const SweepState& state, const journal::Sweep& sweep,
+                          const journal::Subject& subject) {
+  if (auto settled = settled_outcome_of(state, sweep, subject)) return std::move(*settled);
+  const auto is_paused = [&](const Task& task) { return state_of(state, task) == "paused"; };
+  const Task* train = state.find_task(subject.train_task());
+  if (!subject.train_task().empty() && (train == nullptr || !is_finished(*train))) {
+    const journal::Standing* standing =
+        train == nullptr || subject.baseline() ? nullptr : standing_of(*train, sweep.name());
+    if (standing != nullptr && standing->waits() && !is_leased(*train))
+      return {"unfinished", wait_text(state, *train, sweep)};
+    return {"unfinished", train != nullptr && is_paused(*train) ? "paused" : "not trained yet"};
+  }
+  for (const std::string& id : subject.evaluate_tasks())
+    if (const Task* task = state.find_task(id); task == nullptr || !is_finished(*task))
+      return {"unfinished", task != nullptr && is_paused(*task) ? "paused" : "not scored yet"};
+  return {"unfinished", ""};
 }
 
 }  // namespace saesweep::scheduler

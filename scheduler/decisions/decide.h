@@ -31,6 +31,7 @@ inline constexpr std::uint32_t kDeathsOfOne = 3;        // of a task by itself: 
 inline constexpr std::uint32_t kMostOutOfMemory = 3;    // of a task by itself
 inline constexpr std::uint32_t kMostRetries = 10;       // without a checkpoint in between
 inline constexpr std::int32_t kMostPriority = 100;      // and least: -100
+inline constexpr int kWishesKept = 256;                 // with their answers
 
 // What happened.
 struct ProcessBegins {
@@ -67,8 +68,13 @@ struct WorkerCommand {
   std::string worker;  // name (of all that bear it), session, or session in hex
   std::string verb;    // drain | undrain
 };
+// A wish of theirs was granted, whatever it changed besides.
+struct WishGranted {
+  std::string key;
+  Json answer;
+};
 using Heard =
-    std::variant<ProcessBegins, Submission, Tick, StopAsked, ResultHeard, SweepCommand,
+    std::variant<ProcessBegins, Submission, WishGranted, Tick, StopAsked, ResultHeard, SweepCommand,
                  SweepPriority, WorkerCommand, protocol::Hello, protocol::Heartbeat,
                  protocol::AssignReply, protocol::Started, protocol::Progress,
                  protocol::Checkpointed, protocol::ControlDone, protocol::Resync, protocol::Bye>;
@@ -98,7 +104,7 @@ struct Decision {
   std::optional<Answer> answer;
 };
 
-Decision decide(const SweepState& state, const Message& message, TimePoint now);
+Decision decide(const SweepState& state, Message message, TimePoint now);
 
 // Which runs go to whom now. Part of deciding on a tick.
 void place(const SweepState& state, TimePoint now, Decision& decision);
@@ -124,6 +130,10 @@ struct SubjectOutcome {
   std::string state;  // done | diverged | failed | stopped | cancelled | unfinished
   std::string reason;
 };
+// Nothing: unfinished.
+std::optional<SubjectOutcome> settled_outcome_of(const SweepState& state,
+                                                 const journal::Sweep& sweep,
+                                                 const journal::Subject& subject);
 SubjectOutcome outcome_of(const SweepState& state, const journal::Sweep& sweep,
                           const journal::Subject& subject);
 

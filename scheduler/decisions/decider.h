@@ -17,7 +17,7 @@ class Decider {
 
   // Process, sweeps, time (decide.cpp).
   void hear(const ProcessBegins&);
-  void hear(const Submission& submission);
+  void hear(Submission&& submission);
   void hear(const StopAsked&);
   void hear(const Tick& tick);
   // What workers say of runs (decide.cpp).
@@ -36,6 +36,7 @@ class Decider {
   void hear(const SweepCommand& command);
   void hear(const SweepPriority& command);
   void hear(const WorkerCommand& command);
+  void hear(const WishGranted& wish);
 
  private:
   using Task = journal::Task;

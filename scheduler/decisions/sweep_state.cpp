@@ -254,8 +254,8 @@ void SweepState::file(FiledTask& entry) {
     backoffs_.emplace(std::pair(*filed.backoff_until, task.order()), &task);
   } else {
     filed.ready_at = number_of(payer->name());
-    desks_[*filed.ready_at].ready[{task.spec().kind(), task.spec().group()}].emplace(task.order(),
-                                                                                     &task);
+    Ordered& ready = desks_[*filed.ready_at].ready[{task.spec().kind(), task.spec().group()}];
+    ready.emplace_hint(ready.end(), task.order(), &task);  // mostly the newest
   }
 }
 
@@ -283,8 +283,9 @@ void SweepState::unfile_run(std::uint64_t run, const std::string& worker) {
     found->second.runs.erase(run);
 }
 
-void SweepState::want(const journal::Sweep& sweep) {
+std::vector<SweepState::FiledTask*> SweepState::want(const journal::Sweep& sweep) {
   const std::uint32_t number = number_of(sweep.name());
+  std::vector<FiledTask*> wanted;
   const auto add = [&](const std::string& task, std::int32_t subject) {
     if (task.empty()) return;
     auto* named = tasks_.find(task);
@@ -292,12 +293,14 @@ void SweepState::want(const journal::Sweep& sweep) {
     auto& wants = named->second.filed.wants;
     const Want want{number, subject};
     wants.insert(std::ranges::lower_bound(wants, want), want);
+    wanted.push_back(&named->second);
   };
   add(sweep.lm_task(), -1);
   for (int i = 0; i < sweep.subjects_size(); ++i) {
     add(sweep.subjects(i).train_task(), i);
     for (const auto& task : sweep.subjects(i).evaluate_tasks()) add(task, i);
   }
+  return wanted;
 }
 
 void SweepState::unwant(const journal::Sweep& sweep) {

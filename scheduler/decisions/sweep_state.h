@@ -121,6 +121,7 @@ class SweepState {
     }
     const FiledTask& at(const std::string& id) const { return const_cast<Tasks*>(this)->at(id); }
     Map::value_type& add(const std::string& id) { return *map_.try_emplace(id).first; }
+    void make_room_for(std::size_t more) { map_.reserve(map_.size() + more); }
     std::size_t size() const { return map_.size(); }
     Map::iterator begin() { return map_.begin(); }
     Map::iterator end() { return map_.end(); }
@@ -146,7 +147,7 @@ class SweepState {
   void load(journal::Run run);
   void settle_indexes();
 
-  void apply(const journal::Event& event, Changes* changes = nullptr);
+  void apply(journal::Event event, Changes* changes = nullptr);
 
   const journal::Meta& meta() const { return meta_; }
   const std::map<std::string, journal::Sweep>& sweeps() const { return sweeps_; }
@@ -225,8 +226,9 @@ class SweepState {
   const journal::Sweep* payer_of(const std::vector<Want>& wants) const;
   void file_begun(FiledTask& entry);  // only whether it is begun
   void unfile_run(std::uint64_t run, const std::string& worker);
-  // The rows of a sweep want their tasks; before they change, they no longer do.
-  void want(const journal::Sweep& sweep);
+  // The rows of a sweep want their tasks, which are to be filed then; before rows change, they no
+  // longer do. The tasks, in order; one that several rows want is there several times.
+  std::vector<FiledTask*> want(const journal::Sweep& sweep);
   void unwant(const journal::Sweep& sweep);
   // How the row stands in its sweep; null: no early stopping.
   const journal::Standing* standing_of(const Want& want) const;

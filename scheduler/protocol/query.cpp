@@ -135,7 +135,9 @@ struct QueryServer::State {
       });
       if (!uploads.contains(peer) && uploads.size() >= kMostUploads)
         return refuse({ErrorCode::kUnavailable, "others are submitting; try again in a moment"});
-      uploads[peer] = {std::move(whole), query.payload_bytes(), steady_clock::now()};
+      Upload& begun = uploads[peer];
+      begun = {std::move(whole), query.payload_bytes(), steady_clock::now()};
+      begun.query.payload.reserve(query.payload_bytes());
     }
     const auto upload = uploads.find(peer);
     if (upload == uploads.end() || upload->second.query.asker.id != query.id()) return;

@@ -328,10 +328,10 @@ Result<void> IdleCluster::submit(const std::string& payload) {
   return {};
 }
 
-Result<IdleCluster::Taken> IdleCluster::bring_through(const Submission& submission,
+Result<IdleCluster::Taken> IdleCluster::bring_through(Submission submission,
                                                       std::chrono::seconds patience) {
-  const std::string payload = to_payload(submission);
   answers.expect(submission.tasks.size());
+  const std::string payload = to_payload(std::move(submission));
   const auto begin = Clock::now();
   SAE_TRY_VOID(submit(payload));
   const auto submitted = Clock::now();

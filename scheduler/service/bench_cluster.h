@@ -116,7 +116,7 @@ class IdleCluster {
     double all_s = 0;  // from then until the last answer
     double whole_s = 0;
   };
-  Result<Taken> bring_through(const Submission& submission, std::chrono::seconds patience);
+  Result<Taken> bring_through(Submission submission, std::chrono::seconds patience);
   // Processor time that the scheduler's thread takes a second, over so long.
   Result<double> scheduler_share(std::chrono::seconds time);
   std::filesystem::path journal() const { return directory_ / "state" / "journal"; }

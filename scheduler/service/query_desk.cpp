@@ -119,39 +119,42 @@ std::vector<void*> QueryDesk::handles() const {
   return handles;
 }
 
-void QueryDesk::hear(const std::string& trouble, const Grant& grant) {
+void QueryDesk::hear(const SweepState& state, const std::string& trouble, const Grant& grant) {
   for (std::size_t i = 0; i < servers_.size(); ++i) {
     auto queries = servers_[i].take();
     for (protocol::HeardQuery& query : queries) query.asker.server = i;
-    sort_out(std::move(queries), trouble, grant);
+    sort_out(std::move(queries), state, trouble, grant);
   }
 }
-void QueryDesk::hear(const protocol::HeardMessage& heard, const std::string& trouble,
-                     const Grant& grant) {
-  sort_out(servers_.front().take(heard), trouble, grant);
+void QueryDesk::hear(const protocol::HeardMessage& heard, const SweepState& state,
+                     const std::string& trouble, const Grant& grant) {
+  sort_out(servers_.front().take(heard), state, trouble, grant);
 }
 
-void QueryDesk::sort_out(std::vector<protocol::HeardQuery> queries, const std::string& trouble,
-                         const Grant& grant) {
+void QueryDesk::sort_out(std::vector<protocol::HeardQuery> queries, const SweepState& state,
+                         const std::string& trouble, const Grant& grant) {
   for (protocol::HeardQuery& query : queries) {
     if (is_wish(query.verb))
-      grant_one(std::move(query), trouble, grant);
+      grant_one(std::move(query), state, trouble, grant);
     else
       questions_.push_back(std::move(query));
   }
 }
 
-void QueryDesk::grant_one(protocol::HeardQuery query, const std::string& trouble,
-                          const Grant& grant) {
+void QueryDesk::grant_one(protocol::HeardQuery query, const SweepState& state,
+                          const std::string& trouble, const Grant& grant) {
   if (query.key.empty())
     return server_of(query.asker)
         .refuse(query.asker, {ErrorCode::kInvalidArgument, "a wish without its key"});
-  if (const auto known = answered_.find(query.key); known != answered_.end())
-    return server_of(query.asker).answer(query.asker, known->second);
   if (const auto waiting = granted_.find(query.key); waiting != granted_.end()) {
     waiting->second.asker = query.asker;  // asked again while it waits for the disk
     return;
   }
+  const auto& known = state.meta().granted();
+  const auto same = std::ranges::find(known, query.key, &journal::GrantedWish::key);
+  if (same != known.end())
+    if (const auto answer = parse_json(same->answer()))
+      return server_of(query.asker).answer(query.asker, *answer);
   if (!trouble.empty())
     return server_of(query.asker)
         .refuse(query.asker,
@@ -163,14 +166,8 @@ void QueryDesk::grant_one(protocol::HeardQuery query, const std::string& trouble
 }
 
 void QueryDesk::settle() {
-  for (auto& [key, granted] : granted_) {
+  for (const auto& [key, granted] : granted_)
     server_of(granted.asker).answer(granted.asker, granted.answer);
-    answered_.insert_or_assign(key, std::move(granted.answer));
-    oldest_.push_back(key);
-    if (oldest_.size() <= kAnswersKept) continue;
-    answered_.erase(oldest_.front());
-    oldest_.pop_front();
-  }
   granted_.clear();
 }
 

@@ -57,10 +57,12 @@ class QueryDesk {
   std::string endpoint() const { return servers_.front().endpoint(); }
   std::vector<void*> handles() const;
 
-  // Reads what was asked. Wishes are granted at once, or refused while there is trouble.
-  void hear(const std::string& trouble, const Grant& grant);
+  // Reads what was asked. Wishes are granted at once, or refused while there is trouble; one that
+  // was granted before, as the state knows, gets its answer again.
+  void hear(const SweepState& state, const std::string& trouble, const Grant& grant);
   // The same of one that came to the agents' socket.
-  void hear(const protocol::HeardMessage& heard, const std::string& trouble, const Grant& grant);
+  void hear(const protocol::HeardMessage& heard, const SweepState& state,
+            const std::string& trouble, const Grant& grant);
   // What was granted is durable.
   void settle();
   // Answers the questions that were heard.
@@ -68,11 +70,10 @@ class QueryDesk {
   void note(const Json& event) { events_.add(event); }
 
  private:
-  static constexpr std::size_t kAnswersKept = 4096;
-
-  void sort_out(std::vector<protocol::HeardQuery> queries, const std::string& trouble,
-                const Grant& grant);
-  void grant_one(protocol::HeardQuery query, const std::string& trouble, const Grant& grant);
+  void sort_out(std::vector<protocol::HeardQuery> queries, const SweepState& state,
+                const std::string& trouble, const Grant& grant);
+  void grant_one(protocol::HeardQuery query, const SweepState& state, const std::string& trouble,
+                 const Grant& grant);
 
   protocol::QueryServer& server_of(const protocol::Asker& asker) { return servers_[asker.server]; }
 
@@ -84,8 +85,6 @@ class QueryDesk {
     Json answer;
   };
   std::map<std::string, Granted> granted_;  // by key; not durable yet
-  std::map<std::string, Json> answered_;    // by key
-  std::deque<std::string> oldest_;          // keys of the above
 };
 
 // One answer. Verbs: ping, status, workers, top, explain, result, events, log.

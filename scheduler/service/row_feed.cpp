@@ -40,7 +40,7 @@ void RowFeed::index(const SweepState& state, const std::string& name) {
   std::vector<bool>& settled = settled_[name];
   settled.clear();
   for (const journal::Subject& subject : sweep.subjects())
-    settled.push_back(outcome_of(state, sweep, subject).state != "unfinished");
+    settled.push_back(settled_outcome_of(state, sweep, subject).has_value());
 }
 
 void RowFeed::finished(const SweepState& state, const std::string& task, const Tell& tell) {
@@ -54,14 +54,15 @@ void RowFeed::finished(const SweepState& state, const std::string& task, const T
     }
     std::vector<bool>& settled = indexed->second;
     const journal::Subject& subject = sweep.subjects(want.subject);
-    const SubjectOutcome outcome = outcome_of(state, sweep, subject);
-    if (outcome.state == "unfinished" || settled[want.subject]) continue;
+    const auto outcome = settled_outcome_of(state, sweep, subject);
+    if (!outcome || settled[want.subject]) continue;
     settled[want.subject] = true;
     const std::string id = subject.identity().substr(0, kIdDigits);
     if (!subject.baseline())
-      tell(end_of(sweep.name(), id, subject.number(), outcome));
-    else if (outcome.state != "done")
-      log::warn("baseline.failed sweep={} baseline={} reason={}", sweep.name(), id, outcome.reason);
+      tell(end_of(sweep.name(), id, subject.number(), *outcome));
+    else if (outcome->state != "done")
+      log::warn("baseline.failed sweep={} baseline={} reason={}", sweep.name(), id,
+                outcome->reason);
   }
 }
 

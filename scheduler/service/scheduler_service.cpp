@@ -362,10 +362,7 @@ struct SchedulerService::State {
     SAE_TRY(Submission submission, parse_submission(payload));
     const std::string name = submission.sweep.name();
     const std::size_t tasks = submission.tasks.size();
-    std::size_t known = 0;
-    for (const journal::TaskSpec& spec : submission.tasks)
-      known += state().find_task(spec.id()) != nullptr ? 1 : 0;
-    submit(std::move(submission));
+    const std::size_t known = submit(std::move(submission));
     return Json{{"schema", 1},
                 {"sweep", name},
                 {"tasks", tasks},
@@ -373,11 +370,14 @@ struct SchedulerService::State {
                 {"summary", sweep_summary(state(), state().sweeps().at(name))}};
   }
 
-  void submit(Submission submission) {
+  // How many of its tasks were there before.
+  std::size_t submit(Submission submission) {
+    std::size_t known = 0;
     for (const journal::TaskSpec& spec : submission.tasks) {
       const journal::Task* task = state().find_task(spec.id());
-      if (task != nullptr && task->has_succeeded() && !are_there(task->result()))
-        submission.lost.insert(spec.id());
+      if (task == nullptr) continue;
+      ++known;
+      if (task->has_succeeded() && !are_there(task->result())) submission.lost.insert(spec.id());
     }
     if (data)
       for (const journal::TaskSpec& spec : submission.tasks) data->add(spec);
@@ -386,6 +386,7 @@ struct SchedulerService::State {
     rows.index(state(), name);
     // A sweep of which everything is there already has ended.
     (void)hear("", Tick{.may_place = false});
+    return known;
   }
 
   void answer_questions() {
@@ -396,15 +397,19 @@ struct SchedulerService::State {
   // ---- the loop --------------------------------------------------------------------------------
 
   void hear_everybody(std::optional<Error>& halt) {
-    const auto grant_it = [this](const protocol::HeardQuery& query) { return grant(query); };
+    const auto grant_it = [this](const protocol::HeardQuery& query) -> Result<Json> {
+      SAE_TRY(Json details, grant(query));
+      (void)hear("", WishGranted{query.key, details});
+      return details;
+    };
     const std::vector<void*> others = desk ? desk->handles() : std::vector<void*>();
     for (const protocol::HeardMessage& heard : link->poll(kLongestPoll, others)) {
       if (desk && heard.type == MessageType::kQuery)
-        desk->hear(heard, trouble, grant_it);
+        desk->hear(heard, state(), trouble, grant_it);
       else if (auto problem = hear_worker(heard))
         halt = std::move(problem);
     }
-    if (desk) desk->hear(trouble, grant_it);
+    if (desk) desk->hear(state(), trouble, grant_it);
   }
 
   // How late we were to look.

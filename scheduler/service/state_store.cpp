@@ -1,5 +1,6 @@
 #include "scheduler/service/state_store.h"
 
+#include <algorithm>
 #include <map>
 #include <type_traits>
 
@@ -61,7 +62,7 @@ Rows rows_of(const SweepState& state) {
 
 Result<storage::Journal> open_journal(const std::filesystem::path& journal, StateStore::Mode mode) {
   return storage::Journal::open(journal, {.families = {kMeta, kSweep, kTask, kRun, kEvent},
-                                          .appended = {kEvent},
+                                          .appended = {kEvent, kTask},
                                           .version = kVersion,
                                           .read_only = mode == StateStore::Mode::kReadOnly});
 }
@@ -86,10 +87,10 @@ Result<void> StateStore::load() {
   state_.settle_indexes();
   return read_family<journal::Event>(
       journal_, kEvent,
-      [this](const journal::Event& event) {
+      [this](journal::Event event) {
         ++unfolded_.events;
         unfolded_.bytes += event.ByteSizeLong();
-        state_.apply(event, &changes_);
+        state_.apply(std::move(event), &changes_);
       },
       key_of(state_.meta().last_event() + 1));
 }
@@ -101,13 +102,13 @@ Result<void> StateStore::read_events(const std::function<bool(const journal::Eve
 void StateStore::apply(std::vector<journal::Event> events, double unix_time) {
   for (journal::Event& event : events) {
     if (is_passing(event)) {
-      state_.apply(event);
+      state_.apply(std::move(event));
       continue;
     }
     event.set_sequence(state_.meta().last_event() + 1);
     event.set_time(unix_time);
-    state_.apply(event, &changes_);
-    pending_.push_back(std::move(event));
+    pending_.push_back({kEvent, key_of(event.sequence()), event.SerializeAsString()});
+    state_.apply(std::move(event), &changes_);
   }
 }
 
@@ -115,7 +116,13 @@ void StateStore::add_objects(std::vector<storage::JournalWrite>& batch) const {
   batch.push_back({kMeta, kMetaKey, state_.meta().SerializeAsString()});
   for (const std::string& name : changes_.sweeps)
     batch.push_back({kSweep, name, state_.sweeps().at(name).SerializeAsString()});
-  for (const auto* named : changes_.tasks)
+  // In their order, which the journal likes best.
+  std::vector<const SweepState::Tasks::Map::value_type*> tasks(changes_.tasks.begin(),
+                                                               changes_.tasks.end());
+  std::ranges::sort(tasks, {},
+                    [](const auto* named) -> const std::string& { return named->first; });
+  batch.reserve(batch.size() + changes_.sweeps.size() + tasks.size() + changes_.runs.size() + 1);
+  for (const auto* named : tasks)
     batch.push_back({kTask, named->first, named->second.task.SerializeAsString()});
   for (const std::uint64_t id : changes_.runs) {
     const journal::Run* run = state_.find_run(id);
@@ -127,22 +134,22 @@ void StateStore::add_objects(std::vector<storage::JournalWrite>& batch) const {
 Result<void> StateStore::commit() {
   if (pending_.empty()) return {};
   if (failed_) SAE_TRY_VOID(journal_.reopen());
-  Unfolded unfolded = unfolded_;
-  std::vector<storage::JournalWrite> batch;
-  for (const journal::Event& event : pending_) {
-    std::string bytes = event.SerializeAsString();
-    ++unfolded.events;
-    unfolded.bytes += bytes.size();
-    batch.push_back({kEvent, key_of(event.sequence()), std::move(bytes)});
-  }
-  const bool folds = unfolded.events >= most_.events || unfolded.bytes >= most_.bytes;
-  if (folds) add_objects(batch);
-  auto committed = journal_.commit(batch);
+  // By what was there before: who waits for this commit does not wait for what a large one changed.
+  const bool folds = unfolded_.events >= most_.events || unfolded_.bytes >= most_.bytes;
+  const std::size_t events = pending_.size();
+  if (folds) add_objects(pending_);
+  auto committed = journal_.commit(pending_);
   failed_ = !committed;
+  pending_.erase(pending_.begin() + static_cast<std::ptrdiff_t>(events), pending_.end());
   if (!committed) return committed;
+  if (folds) {
+    unfolded_ = {0, 0};
+    changes_ = {};
+  } else {
+    unfolded_.events += events;
+    for (const storage::JournalWrite& write : pending_) unfolded_.bytes += write.value->size();
+  }
   pending_.clear();
-  unfolded_ = folds ? Unfolded{0, 0} : unfolded;
-  if (folds) changes_ = {};
   return {};
 }
 

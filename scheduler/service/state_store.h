@@ -26,7 +26,7 @@ struct Unfolded {
 class StateStore {
  public:
   enum class Mode { kWrite, kReadOnly };
-  // `most`: with as many the objects are written; what the next opening applies anew.
+  // `most`: with as many the next commit writes the objects; what an opening applies anew.
   // Errors: those of storage::Journal::open; kCorrupted for objects that cannot be read.
   static Result<StateStore> open(const std::filesystem::path& journal, Mode mode,
                                  Unfolded most = Unfolded());
@@ -56,10 +56,10 @@ class StateStore {
   storage::Journal journal_;
   Unfolded most_;
   SweepState state_;
-  std::vector<journal::Event> pending_;  // numbered, not durable yet
-  Unfolded unfolded_{0, 0};              // durable, and not in the stored objects
-  Changes changes_;                      // what differs from the stored objects
-  bool failed_ = false;                  // the last commit did
+  std::vector<storage::JournalWrite> pending_;  // events, not durable yet
+  Unfolded unfolded_{0, 0};                     // durable, and not in the stored objects
+  Changes changes_;                             // what differs from the stored objects
+  bool failed_ = false;                         // the last commit did
 };
 
 // The journal as this program lays it out. Errors: those of storage::Journal::open.

@@ -119,6 +119,11 @@ class Builder {
     return true;
   }
 
+  // As executors name it.
+  static std::string cache_name_of(const StreamSpec& stream) {
+    return sha256(canonical_json(stream.cache_json())).hex();
+  }
+
   std::uint64_t d_in_of(const StreamSpec& stream) const {
     for (const sweeps::PlannedStream& planned : plan_.streams)
       if (planned.spec == stream) return planned.d_in;
@@ -145,9 +150,7 @@ class Builder {
     task.set_memory_bytes(sweeps::estimated_training_memory(spec.training, d_in));
     task.set_directory("trials/" + identity.short_hex());
     task.set_tokens(spec.training.steps() * spec.training.batch);
-    if (!reads_documents)
-      task.set_stream(
-          sha256(canonical_json(spec.stream.cache_json())).hex());  // as executors name it
+    if (!reads_documents) task.set_stream(cache_name_of(spec.stream));
     std::string id = task.id();
     add(std::move(task));
     return id;
@@ -182,6 +185,7 @@ class Builder {
       const Json group{{"model", stream.model ? stream.model->digest : ""}, {"data", json["data"]}};
       task.set_group(sha256(canonical_json(group)).hex());
       task.set_memory_bytes(kRowsLoadedAhead * 4 * d_in_of(stream));
+      task.set_stream(cache_name_of(stream));
       task.set_needs(subject.train_task());
       subject.add_evaluate_tasks(task.id());
       add(std::move(task));
@@ -206,8 +210,9 @@ class Checker {
       return wrong("its name: up to 100 letters, digits, '.', '_' or '-' would be right");
     if (!(sweep.checkpoint_every_s() >= 0 && sweep.checkpoint_every_s() <= kLongestInterval))
       return wrong("its checkpoint interval");
+    tasks_.reserve(submission_.tasks.size());
     for (const journal::TaskSpec& task : submission_.tasks) SAE_TRY_VOID(check(task));
-    if (!sweep.lm_task().empty() && !has(sweep.lm_task(), protocol::TASK_KIND_TRAIN_LM))
+    if (!sweep.lm_task().empty() && find(sweep.lm_task(), protocol::TASK_KIND_TRAIN_LM) == nullptr)
       return wrong("its model's task is not among its tasks");
     if (sweep.has_early_stopping()) SAE_TRY_VOID(check(sweep.early_stopping()));
     for (const journal::Subject& subject : sweep.subjects()) SAE_TRY_VOID(check(subject));
@@ -282,18 +287,21 @@ class Checker {
     if (task.directory() != (kind == "eval" ? "" : folder))
       return wrong(fmt::format("the folder of {}", id));
     // What is needed comes before who needs it, so nothing waits for itself.
-    if (!task.needs().empty() && !kinds_.contains(task.needs()))
+    if (!task.needs().empty() && !tasks_.contains(task.needs()))
       return wrong(fmt::format("what {} needs is not there before it", id));
-    if (!kinds_.emplace(task.id(), task.kind()).second)
+    if (!tasks_.emplace(task.id(), &task).second)
       return wrong(fmt::format("{} is there twice", id));
     return {};
   }
   Result<void> check(const journal::Subject& subject) {
     if (!is_hex(subject.identity(), 64)) return wrong("a trial's identity");
     const std::string id = subject.identity().substr(0, 12);
-    if (!is_spec(subject.spec())) return wrong(fmt::format("the parameters of {}", id));
-    if (!subject.train_task().empty() && !has(subject.train_task(), protocol::TASK_KIND_TRAIN))
+    const journal::TaskSpec* train = find(subject.train_task(), protocol::TASK_KIND_TRAIN);
+    if (!subject.train_task().empty() && train == nullptr)
       return wrong(fmt::format("the training of {} is not among its tasks", id));
+    // Those of a trial are those of its training, which were checked.
+    if ((train == nullptr || train->spec() != subject.spec()) && !is_spec(subject.spec()))
+      return wrong(fmt::format("the parameters of {}", id));
     if (!subject.baseline() && subject.train_task().empty())
       return wrong(fmt::format("trial {} trains nothing", id));
     const journal::Sweep& sweep = submission_.sweep;
@@ -301,27 +309,28 @@ class Checker {
         (subject.batch() == 0 || subject.bracket() >= sweep.early_stopping().brackets()))
       return wrong(fmt::format("the rungs of {}", id));
     for (const std::string& task : subject.evaluate_tasks())
-      if (!has(task, protocol::TASK_KIND_EVALUATE))
+      if (find(task, protocol::TASK_KIND_EVALUATE) == nullptr)
         return wrong(fmt::format("an evaluation of {} is not among its tasks", id));
     return {};
   }
-  bool has(const std::string& task, protocol::TaskKind kind) const {
-    const auto found = kinds_.find(task);
-    return found != kinds_.end() && found->second == kind;
+  const journal::TaskSpec* find(const std::string& task, protocol::TaskKind kind) const {
+    const auto found = tasks_.find(task);
+    return found != tasks_.end() && found->second->kind() == kind ? found->second : nullptr;
   }
 
   const Submission& submission_;
-  std::unordered_map<std::string_view, protocol::TaskKind> kinds_;  // of the submission's strings
+  std::unordered_map<std::string_view, const journal::TaskSpec*> tasks_;  // by id
 };
 
 }  // namespace
 
 Submission to_submission(const sweeps::SweepPlan& plan) { return Builder(plan).build(); }
 
-std::string to_payload(const Submission& submission) {
+std::string to_payload(Submission submission) {
   journal::SweepSubmitted submitted;
-  *submitted.mutable_sweep() = submission.sweep;
-  for (const journal::TaskSpec& task : submission.tasks) *submitted.add_tasks() = task;
+  *submitted.mutable_sweep() = std::move(submission.sweep);
+  submitted.mutable_tasks()->Reserve(static_cast<int>(submission.tasks.size()));
+  for (journal::TaskSpec& task : submission.tasks) *submitted.add_tasks() = std::move(task);
   return submitted.SerializeAsString();
 }
 

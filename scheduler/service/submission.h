@@ -15,7 +15,7 @@ namespace saesweep::scheduler {
 Submission to_submission(const sweeps::SweepPlan& plan);
 
 // As a client sends it: a journal::SweepSubmitted.
-std::string to_payload(const Submission& submission);
+std::string to_payload(Submission submission);
 // Everything that later code relies on is checked: names, identities, references, folders.
 // Errors: kInvalidArgument, saying what is wrong.
 Result<Submission> parse_submission(std::string_view payload);

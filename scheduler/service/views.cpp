@@ -41,8 +41,8 @@ struct Doing {
 };
 
 Doing doing(const SweepState& state, const Sweep& sweep, const Subject& subject) {
-  const SubjectOutcome outcome = outcome_of(state, sweep, subject);
-  if (outcome.state != "unfinished") return {outcome.state, outcome.reason};
+  if (auto outcome = settled_outcome_of(state, sweep, subject))
+    return {std::move(outcome->state), std::move(outcome->reason)};
   const Task* train = state.find_task(subject.train_task());
   if (subject.paused()) return {"paused", "", train};
   if (train != nullptr && !is_finished(*train)) {
@@ -72,8 +72,13 @@ std::string phase_of(const SweepState& state, const Sweep& sweep) {
   if (sweep.ended() != 0) return "done";
   if (sweep.paused()) return "paused";
   if (!sweep.active()) return "inactive";
-  for (const std::string& id : tasks_of(sweep))
-    if (is_leased(*state.find_task(id))) return "running";
+  const auto is_of_sweep = [&](const std::string& task) {
+    return std::ranges::any_of(state.wants(task), [&](const SweepState::Want& want) {
+      return &state.sweep_of(want) == &sweep;
+    });
+  };
+  for (const auto& [id, run] : state.runs())
+    if (!run.worker().empty() && std::ranges::any_of(run.tasks(), is_of_sweep)) return "running";
   return "waiting";
 }
 

@@ -106,6 +106,28 @@ TEST_F(Asking, AWishUnderTheSameKeyHappensOnce) {
   EXPECT_EQ(submit(plan_of({4}), "").error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST_F(Asking, AWishUnderTheSameKeyHappensOnceAcrossSchedulers) {
+  Json answered;
+  {
+    const auto life = begin();
+    answered = submit(plan_of({4}), "k").value();
+    life->end();
+  }
+  const auto life = begin();
+  EXPECT_EQ(submit(plan_of({4}), "k").value(), answered);
+  EXPECT_EQ(ask("status")->at("sweeps").at(0).at("submission"), 1);
+  // Only so many are kept.
+  for (int i = 0; i < kWishesKept; ++i) {
+    const auto changed = client.ask({.verb = "priority",
+                                     .body = {{"sweep", "last"}, {"priority", i % 100}},
+                                     .key = std::to_string(i)},
+                                    30s);
+    ASSERT_TRUE(changed) << changed.error().message;
+  }
+  ASSERT_TRUE(submit(plan_of({4}), "k"));
+  EXPECT_EQ(ask("status")->at("sweeps").at(0).at("submission"), 2);
+}
+
 TEST_F(Asking, WhatWasAnsweredIsDurable) {
   {
     const auto life = begin();
