@@ -1,5 +1,6 @@
 // saesweep cancel, pause, resume, retry, priority, drain: a person's word to the scheduler.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -26,24 +27,52 @@ struct CommandFlags {
   bool failed = false, undo = false, json = false;
 };
 
-// A value of the answer as people read it.
-std::string text_of(const Json& value) {
-  return printable(value.is_string() ? value.get<std::string>() : value.dump());
+std::string counted(const Json& answer, const char* name, const char* unit) {
+  const auto count = answer.value(name, std::uint64_t{0});
+  return fmt::format("{} {}{}", count, unit, count == 1 ? "" : "s");
+}
+
+// What became of it, in a sentence. Rows are trials and baselines.
+std::string sentence(const CommandFlags& flags, const Json& answer) {
+  const std::string verb = answer.value("verb", flags.verb);
+  const std::string sweep = printable(answer.value("sweep", ""));
+  const auto is_any = [&](const char* name) { return answer.value(name, std::uint64_t{0}) > 0; };
+  if (verb == "cancel")
+    return fmt::format(
+        "{}: cancelled {}, {}{}", sweep, counted(answer, "trials", "row"),
+        counted(answer, "tasks", "task"),
+        is_any("kept_for_others")
+            ? fmt::format("; kept for other sweeps: {}", counted(answer, "kept_for_others", "task"))
+            : "");
+  if (verb == "pause")
+    return fmt::format("{}: paused {}{}", sweep, counted(answer, "trials", "row"),
+                       is_any("running") ? fmt::format(", after checkpoints of {}",
+                                                       counted(answer, "running", "task"))
+                                         : "");
+  if (verb == "resume")
+    return fmt::format("{}: resumed {}", sweep, counted(answer, "trials", "row"));
+  if (verb == "retry")
+    return fmt::format("{}: trying {} again, {}", sweep, counted(answer, "trials", "row"),
+                       counted(answer, "tasks", "task"));
+  if (verb == "priority")
+    return fmt::format("{}: priority {}, weight {}", sweep, answer.value("priority", 0),
+                       answer.value("weight", 1.0));
+  std::vector<std::string> names;
+  for (const Json& name : answer.value("workers", Json::array()))
+    names.push_back(printable(name.get<std::string>()));
+  const std::string workers = fmt::format("{}", fmt::join(names, ", "));
+  if (verb == "undrain") return fmt::format("{}: gets new work again", workers);
+  return fmt::format("{}: gets no new work, leaves {}", workers,
+                     is_any("runs")
+                         ? fmt::format("after checkpoints of {}", counted(answer, "runs", "run"))
+                         : "now");
 }
 
 int show(const CommandFlags& flags, const Json& answer) {
-  if (flags.json) {
+  if (flags.json)
     fmt::print("{}", pretty_json(answer));
-    return kExitDone;
-  }
-  std::string line;
-  for (const auto& [name, value] : answer.items())
-    if (name != "schema" && name != "verb" && name != "sweep" && name != "worker")
-      line += fmt::format("{}{} {}", line.empty() ? "" : ", ", name, text_of(value));
-  const std::string whom = answer.contains("sweep")    ? text_of(answer["sweep"])
-                           : answer.contains("worker") ? text_of(answer["worker"])
-                                                       : "";
-  fmt::print("{} {}{}{}\n", flags.verb, whom, line.empty() ? "" : ": ", line);
+  else
+    fmt::print("{}\n", sentence(flags, answer));
   return kExitDone;
 }
 

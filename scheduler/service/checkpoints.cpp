@@ -17,10 +17,15 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kStep = "step-";
+constexpr int kTries = 3;
 
 void remove_whole(const fs::path& directory) {
   std::error_code problem;
-  fs::remove_all(directory, problem);
+  // Who just lost the lease may be removing files of its own there.
+  for (int tries = 0; tries < kTries; ++tries) {
+    fs::remove_all(directory, problem);
+    if (problem != std::errc::no_such_file_or_directory) break;
+  }
   if (problem)
     log::warn("checkpoints.not_removed directory={} problem={}", directory.string(),
               problem.message());

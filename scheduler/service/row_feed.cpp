@@ -60,7 +60,7 @@ void RowFeed::finished(const SweepState& state, const std::string& task, const T
     const std::string id = subject.identity().substr(0, kIdDigits);
     if (!subject.baseline())
       tell(end_of(sweep.name(), id, subject.number(), *outcome));
-    else if (outcome->state != "done")
+    else if (outcome->state == "failed" || outcome->state == "diverged")
       log::warn("baseline.failed sweep={} baseline={} reason={}", sweep.name(), id,
                 outcome->reason);
   }
