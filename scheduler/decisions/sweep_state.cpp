@@ -312,12 +312,15 @@ void SweepState::unwant(const journal::Sweep& sweep) {
 
 void SweepState::load(journal::Sweep sweep) {
   const std::string name = sweep.name();
+  std::size_t tasks = 0;
+  for (const auto& subject : sweep.subjects())
+    tasks += 1 + static_cast<std::size_t>(subject.evaluate_tasks_size());
+  tasks_.make_room_for(tasks);
   sweeps_[name] = std::move(sweep);
 }
 
 void SweepState::load(Task task) {
-  const std::string id = task.spec().id();
-  tasks_.add(id).second.task = std::move(task);
+  tasks_.add(task.spec().id()).second.task = std::move(task);
 }
 
 void SweepState::load(journal::Run run) {
@@ -338,9 +341,11 @@ void SweepState::settle_indexes() {
   }
   for (auto& [session, worker] : workers_) worker.runs.clear();
   for (const auto& [name, sweep] : sweeps_) want(sweep);
-  for (const auto& [id, entry] : tasks_)
-    if (auto* needed = tasks_.find(entry.task.spec().needs()); needed != nullptr)
+  for (const auto& [id, entry] : tasks_) {
+    const std::string& needs = entry.task.spec().needs();
+    if (auto* needed = needs.empty() ? nullptr : tasks_.find(needs); needed != nullptr)
       needed->second.filed.dependents.insert(id);
+  }
   for (auto& [id, entry] : tasks_) file(entry);
   for (const auto& [name, sweep] : sweeps_) file(sweep);
   for (const auto& [id, run] : runs_) file(run);
