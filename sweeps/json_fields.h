@@ -103,17 +103,10 @@ class JsonFields {
            take(field[1], out[1]);
   }
 
-  static bool take(const Json& field, std::vector<double>& out) {
+  template <class T>
+  static bool take(const Json& field, std::vector<T>& out) {
     if (!field.is_array()) return false;
-    out.assign(field.size(), 0);
-    for (std::size_t i = 0; i < out.size(); ++i)
-      if (!take(field[i], out[i])) return false;
-    return true;
-  }
-
-  static bool take(const Json& field, std::vector<std::string>& out) {
-    if (!field.is_array()) return false;
-    out.assign(field.size(), "");
+    out.assign(field.size(), T{});
     for (std::size_t i = 0; i < out.size(); ++i)
       if (!take(field[i], out[i])) return false;
     return true;

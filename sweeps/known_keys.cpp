@@ -17,9 +17,11 @@ constexpr std::array kTopKeys{"name"sv,      "model"sv,     "data"sv,     "activ
 constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv};
 constexpr std::array kOthelloKeys{"source"sv, "board"sv, "play"sv, "games"sv, "seed"sv};
 constexpr std::array kActivationDataKeys{"source"sv, "path"sv, "tensor"sv};
-constexpr std::array kActivationsKeys{"hooks"sv,     "tokens"sv,  "dtype"sv,
-                                      "normalize"sv, "shuffle"sv, "shuffle_rows"sv,
-                                      "holdout"sv,   "cache"sv,   "seed"sv};
+constexpr std::array kActivationsKeys{"hooks"sv,   "tokens"sv,       "dtype"sv,   "normalize"sv,
+                                      "shuffle"sv, "shuffle_rows"sv, "holdout"sv, "cache"sv,
+                                      "seed"sv,    "filters"sv};
+constexpr std::array kFiltersKeys{"remove_bos"sv, "exclude_special_tokens"sv,
+                                  "max_activation_norm_multiple"sv};
 constexpr std::array kSearchKeys{"strategy"sv, "seed"sv};
 constexpr std::array kCoreKeys{"tokens"sv};
 constexpr std::array kBoardKeys{"games"sv};
@@ -129,6 +131,8 @@ std::span<const std::string_view> known_keys(KeySet set) {
       return kActivationDataKeys;
     case KeySet::kActivations:
       return kActivationsKeys;
+    case KeySet::kFilters:
+      return kFiltersKeys;
     case KeySet::kTrain:
       return kTrainKeys;
     case KeySet::kFamily:

@@ -17,6 +17,7 @@ enum class KeySet {
   kOthello,
   kActivationData,
   kActivations,
+  kFilters,
   kTrain,
   kFamily,
   kSearch,

@@ -145,6 +145,12 @@ std::optional<SparsityLoss> parse_sparsity_loss(std::string_view text) {
 
 // ---- streams ------------------------------------------------------------------------------------
 
+Json RowFilters::to_json() const {
+  return {{"remove_bos", remove_bos},
+          {"exclude_special_tokens", exclude_special_tokens},
+          {"max_activation_norm_multiple", max_activation_norm_multiple}};
+}
+
 std::vector<std::string> StreamSpec::hooks() const {
   std::vector<std::string> all{hook};
   all.insert(all.end(), joined.begin(), joined.end());
@@ -172,6 +178,7 @@ Json StreamSpec::to_json() const {
             {"seed", seed}};
   if (model) json["model"] = model_json(*model);
   if (!joined.empty()) json["joined"] = joined;
+  if (filters.any()) json["filters"] = filters.to_json();
   return json;
 }
 
@@ -214,6 +221,13 @@ Result<StreamSpec> StreamSpec::from_json(const Json& json) {
   fields.read("shuffle_rows", stream.shuffle_rows);
   fields.read("holdout", stream.holdout);
   fields.read("seed", stream.seed);
+  if (const Json* filters = fields.optional("filters")) {
+    JsonFields inner("filters", *filters);
+    inner.read("remove_bos", stream.filters.remove_bos);
+    inner.read("exclude_special_tokens", stream.filters.exclude_special_tokens);
+    inner.read("max_activation_norm_multiple", stream.filters.max_activation_norm_multiple);
+    SAE_TRY_VOID(inner.finish());
+  }
   SAE_TRY_VOID(fields.finish());
   return stream;
 }

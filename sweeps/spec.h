@@ -98,6 +98,22 @@ struct DataSpec {
   bool operator==(const DataSpec&) const = default;
 };
 
+// Rows that a stream leaves out. They are dropped when they are harvested: what counts, scales or
+// stores rows never sees them.
+struct RowFilters {
+  bool remove_bos = false;  // those of the first token of each document
+  std::vector<std::uint64_t> exclude_special_tokens = {};  // those of these tokens; ascending
+  // Those whose norm is more than this many times the median norm of their chunk, at any hook; 0:
+  // none.
+  double max_activation_norm_multiple = 0;
+  bool operator==(const RowFilters&) const = default;
+
+  bool by_token() const { return remove_bos || !exclude_special_tokens.empty(); }
+  bool by_norm() const { return max_activation_norm_multiple > 0; }
+  bool any() const { return by_token() || by_norm(); }
+  Json to_json() const;
+};
+
 // Everything that determines the rows of one activation stream and their order.
 struct StreamSpec {
   std::optional<ModelSpec> model;  // none for `source: activations`
@@ -112,6 +128,7 @@ struct StreamSpec {
   std::uint64_t shuffle_rows = 0;  // rows permuted together; 0: the default rule
   double holdout = 0;              // share of documents kept for evaluation
   std::uint64_t seed = 0;          // order
+  RowFilters filters = {};
   bool operator==(const StreamSpec&) const = default;
 
   std::vector<std::string> hooks() const;  // all of them

@@ -188,6 +188,45 @@ void read_stream_hooks(const Section& section, StreamSource& source, Problems& p
   }
 }
 
+void read_special_tokens(const Section& section, StreamSource& source, Problems& problems) {
+  constexpr std::string_view kKey = "exclude_special_tokens";
+  const YamlNode* node = section.find(kKey);
+  if (node == nullptr) return;
+  if (!node->is_sequence())
+    return section.add(
+        kKey, fmt::format("is {}; a list of token ids like [0] would be right", describe(*node)));
+  // Without a shape the model is a problem of its own.
+  const std::uint64_t most = source.shape ? source.shape->vocabulary - 1 : kNoLimit;
+  std::vector<std::uint64_t>& tokens = source.stream.filters.exclude_special_tokens;
+  for (std::size_t i = 0; i < node->items.size(); ++i) {
+    const auto token = count_of(node->items[i], fmt::format("{}[{}]", section.path_of(kKey), i), 0,
+                                most, problems);
+    if (token) tokens.push_back(*token);
+  }
+  std::ranges::sort(tokens);
+  tokens.erase(std::ranges::unique(tokens).begin(), tokens.end());
+}
+
+void read_filters(const Section& activations, StreamSource& source, Problems& problems) {
+  const YamlNode* node = activations.find("filters");
+  if (node == nullptr) return;
+  const Section section(*node, activations.path_of("filters"), known_keys(KeySet::kFilters),
+                        problems);
+  if (!node->is_map()) return;
+  if (source.is_activations()) {
+    for (const char* key : {"remove_bos", "exclude_special_tokens"})
+      if (section.find(key) != nullptr)
+        section.add(key,
+                    "has no meaning for 'source: activations', whose rows have no tokens; leaving "
+                    "it out would be right");
+  } else {
+    section.read_bool("remove_bos", source.stream.filters.remove_bos);
+    read_special_tokens(section, source, problems);
+  }
+  section.read_real("max_activation_norm_multiple",
+                    source.stream.filters.max_activation_norm_multiple, 1, /*low_open=*/true);
+}
+
 void read_activations(const Section& top, StreamSource& source, Problems& problems) {
   static constexpr std::array kDTypes{"fp32"sv, "bf16"sv};
   static constexpr std::array kNormalizes{"none"sv, "unit_mean_square"sv, "sqrt_d"sv};
@@ -212,12 +251,16 @@ void read_activations(const Section& top, StreamSource& source, Problems& proble
   stream.holdout = read_holdout(section, problems);
   section.read_size("cache", source.cache_bytes);
   section.read_count("seed", stream.seed);
-  const std::uint64_t rows = source.documents * source.rows_per_document;
+  read_filters(section, source, problems);
+  const std::uint64_t rows_of_one =
+      source.rows_per_document -
+      (stream.filters.remove_bos && source.rows_per_document > 0 ? 1 : 0);
+  const std::uint64_t rows = source.documents * rows_of_one;
   if (source.documents != 0 && stream.tokens > rows)
     section.add("tokens",
                 fmt::format("{} are more than all of data has: {} documents of at most {} "
                             "tokens are {}; at most {}, or more documents, would be right",
-                            stream.tokens, source.documents, source.rows_per_document, rows, rows));
+                            stream.tokens, source.documents, rows_of_one, rows, rows));
 }
 
 }  // namespace

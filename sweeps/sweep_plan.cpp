@@ -226,6 +226,10 @@ class SweepReader {
                       "out would be right");
       return;
     }
+    if (is_end_to_end(family.architecture) && source_.stream.filters.any())
+      problems_.add(*family.node, join_path(family.path, "arch"),
+                    "end_to_end is trained on whole documents, and activations.filters leaves rows "
+                    "out; another arch, or no filters, would be right");
     if (family.hooks.empty()) {
       const YamlNode* activations = top_.node().find("activations");
       if (activations != nullptr && activations->is_map() && activations->find("hooks") == nullptr)

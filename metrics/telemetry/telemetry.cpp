@@ -56,6 +56,11 @@ struct Telemetry::State {
       "saesweep_trained_tokens_per_second", "Tokens trained on a second, lately, all trials.");
   prometheus::Counter& harvested_tokens =
       counter("saesweep_harvested_tokens_total", "Tokens run through the subject model.");
+  prometheus::Counter& training_seconds =
+      counter("saesweep_training_seconds_total", "Seconds in training steps, summed over runs.");
+  prometheus::Counter& waiting_seconds =
+      counter("saesweep_waiting_seconds_total",
+              "Of the seconds in training steps, those spent on waiting for rows of the stream.");
   prometheus::Counter& cache_hits =
       counter("saesweep_cache_hits_total", "Activation chunks read from the cache.");
   prometheus::Counter& cache_misses =
@@ -178,8 +183,8 @@ void Telemetry::observe_agent(std::string_view worker, const AgentTotals& totals
   const std::lock_guard lock(state.mutex);
   auto& [before, present] = state.agents[std::string(worker)];
   const auto add = [&, &before = before](prometheus::Counter& counter,
-                                         std::uint64_t AgentTotals::*field) {
-    counter.Increment(growth(before.*field, totals.*field));
+                                         std::uint64_t AgentTotals::*field, double unit = 1) {
+    counter.Increment(unit * growth(before.*field, totals.*field));
   };
   add(state.cache_hits, &AgentTotals::cache_hits);
   add(state.cache_misses, &AgentTotals::cache_misses);
@@ -194,6 +199,8 @@ void Telemetry::observe_agent(std::string_view worker, const AgentTotals& totals
   add(state.executor_restarts, &AgentTotals::executor_restarts);
   add(state.trained_tokens, &AgentTotals::trained_tokens);
   add(state.harvested_tokens, &AgentTotals::harvested_tokens);
+  add(state.training_seconds, &AgentTotals::training_us, 1e-6);
+  add(state.waiting_seconds, &AgentTotals::waiting_us, 1e-6);
   before = totals;
   present = true;
   state.refresh_gauges();

@@ -12,6 +12,8 @@
 //   saesweep_trained_tokens_total                    tokens trained on, summed over trials
 //   saesweep_trained_tokens_per_second               lately
 //   saesweep_harvested_tokens_total                  tokens run through the subject model
+//   saesweep_training_seconds_total                  spent in training steps, all runs
+//   saesweep_waiting_seconds_total                   of these, waiting for rows of the stream
 //   saesweep_cache_{hits,misses,corrupt_chunks,refused_writes,evicted_bytes}_total
 //   saesweep_cache_bytes                             on disk now, all agents
 //   saesweep_executor_restarts_total                 executors replaced after a crash
@@ -83,6 +85,8 @@ struct AgentTotals {
   std::uint64_t executor_restarts = 0;
   std::uint64_t trained_tokens = 0;
   std::uint64_t harvested_tokens = 0;
+  std::uint64_t training_us = 0;  // of training steps
+  std::uint64_t waiting_us = 0;   // of these, for rows of the stream
 };
 
 struct ProcessIdentity {

@@ -37,7 +37,7 @@ std::string bar(double share, std::size_t width) {
 Progress::Stage& Progress::stage(const std::string& name) {
   for (Stage& known : stages_)
     if (known.name == name) return known;
-  stages_.push_back({.name = name, .unit = {}, .rate = {}, .lately = {}});
+  stages_.push_back({.name = name, .unit = {}, .rate = {}, .waiting = {}, .lately = {}});
   return stages_.back();
 }
 
@@ -57,6 +57,8 @@ void Progress::hear(const Json& event, double now_s) {
   heard.total = number(event, "total");
   heard.rate.reset();
   if (event.contains("rate")) heard.rate = number(event, "rate");
+  heard.waiting.reset();
+  if (event.contains("waiting")) heard.waiting = number(event, "waiting");
   heard.heard_s = now_s;
   heard.lately.emplace_back(now_s, heard.done);
   while (heard.lately.size() > 2 && heard.lately.front().first < now_s - kRateWindow_s)
@@ -72,8 +74,8 @@ std::optional<double> Progress::rate_of(const Stage& stage) {
   return (to - from) / (to_s - from_s);
 }
 
-// "train    [=====>    ]  53%  2.12M/4.00M tokens  61.2k/s  ETA 31s"; what does not fit goes, the
-// bar first.
+// "train    [=====>    ]  53%  2.12M/4.00M tokens  61.2k/s  ETA 31s  4% waiting"; what does not fit
+// goes, the bar first.
 std::string Progress::stage_line(const Stage& stage, std::size_t width) const {
   const double share = stage.total > 0 ? std::clamp(stage.done / stage.total, 0.0, 1.0) : 0;
   std::size_t longest = 0;
@@ -88,6 +90,7 @@ std::string Progress::stage_line(const Stage& stage, std::size_t width) const {
     if (stage.total > 0)
       tail += fmt::format("  ETA {}", duration_text((stage.total - stage.done) / *rate));
   }
+  if (stage.waiting && !over) tail += fmt::format("  {:.0f}% waiting", *stage.waiting * 100);
   const std::size_t fixed = head.size() + 2 + tail.size();
   std::string line;
   if (width >= fixed + kNarrowestBar + 3) {
@@ -148,6 +151,7 @@ std::string Progress::tick(double now_s, std::size_t width) {
     if (known.done >= known.total || !rate || *rate <= 0) continue;
     bytes += fmt::format(" at {}/s, ETA {}", count_text(*rate),
                          duration_text((known.total - known.done) / *rate));
+    if (known.waiting) bytes += fmt::format(", {:.0f}% waiting", *known.waiting * 100);
   }
   if (bytes.empty()) return {};
   written_s_ = now_s;

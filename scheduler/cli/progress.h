@@ -40,6 +40,7 @@ class Progress {
     std::string unit;
     double done = 0, total = 0;
     std::optional<double> rate;                    // as reported
+    std::optional<double> waiting;                 // share of the time, as reported
     std::deque<std::pair<double, double>> lately;  // (seconds, done), for a rate of our own
     double heard_s = 0;
   };

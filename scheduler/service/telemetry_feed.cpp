@@ -102,7 +102,9 @@ void TelemetryFeed::observe(const std::string& worker, const protocol::AgentCoun
                                      .chunk_fetches_failed = counters.chunk_fetches_failed(),
                                      .executor_restarts = counters.executor_restarts(),
                                      .trained_tokens = counters.tokens_trained(),
-                                     .harvested_tokens = counters.tokens_harvested()});
+                                     .harvested_tokens = counters.tokens_harvested(),
+                                     .training_us = counters.training_us(),
+                                     .waiting_us = counters.waiting_us()});
   const auto [found, is_new] = tokens_.try_emplace(worker);
   Tokens& tokens = found->second;
   if (is_new || counters.tokens_trained() < tokens.trained) {
@@ -197,7 +199,16 @@ Json ProgressFeed::train(const SweepState& state) const {
     else
       done += std::max(found == running.end() ? 0 : found->second, task.checkpoint().tokens());
   }
-  return {{"done", done}, {"total", total}, {"unit", "tokens"}, {"rate", rate_of("train")}};
+  double waiting = 0;
+  int training = 0;
+  for (const auto& [id, progress] : runs_) {
+    if (progress.stage() != "train") continue;
+    waiting += progress.waiting();
+    ++training;
+  }
+  Json event{{"done", done}, {"total", total}, {"unit", "tokens"}, {"rate", rate_of("train")}};
+  if (training > 0) event["waiting"] = waiting / training;
+  return event;
 }
 
 // How many are there, counting those under way by what they have behind them.

@@ -49,6 +49,8 @@ TEST(SpecTest, EverySpecComesBackFromItsJson) {
   trial.stream.normalize = Normalize::kSqrtD;
   trial.stream.shuffle = Shuffle::kWindow;
   trial.stream.dtype = DType::kFloat32;
+  trial.stream.filters = {
+      .remove_bos = true, .exclude_special_tokens = {0, 5}, .max_activation_norm_multiple = 10};
   EXPECT_EQ(TrialSpec::from_json(trial.to_json()).value(), trial);
   for (const auto loss : {SparsityLoss::kL0, SparsityLoss::kL0Target, SparsityLoss::kTanh}) {
     trial.training = recipe_training("saebench-v1", Architecture::kJumpRelu, 20'000, loss);
@@ -151,6 +153,9 @@ TEST(SpecTest, EveryOtherFieldIsPartOfAnIdentity) {
       [](TrialSpec& s) { s.stream.shuffle_rows = 1; },
       [](TrialSpec& s) { s.stream.holdout = 0.06; },
       [](TrialSpec& s) { s.stream.seed = 1; },
+      [](TrialSpec& s) { s.stream.filters.remove_bos = true; },
+      [](TrialSpec& s) { s.stream.filters.exclude_special_tokens = {2}; },
+      [](TrialSpec& s) { s.stream.filters.max_activation_norm_multiple = 10; },
       [](TrialSpec& s) { s.training.architecture = Architecture::kBatchTopK; },
       [](TrialSpec& s) { s.training.recipe = std::string("other"); },
       [](TrialSpec& s) { s.training.d_sae += 1; },
@@ -203,6 +208,7 @@ TEST(SpecTest, TheCacheKeyLeavesOutWhatOnlyOrdersOrScalesRows) {
            [](StreamSpec& s) { s.shuffle = Shuffle::kNone; },
            [](StreamSpec& s) { s.hook = std::string("x"); },
            [](StreamSpec& s) { s.dtype = DType::kFloat32; },
+           [](StreamSpec& s) { s.filters.remove_bos = true; },
            [](StreamSpec& s) { s.model->digest = std::string("x"); }}) {
     other = stream;
     change(other);

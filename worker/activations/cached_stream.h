@@ -1,12 +1,17 @@
 // The RowStream that trainers read: chunks from the cache when they are there, harvested when not,
-// one shuffle group in memory at a time.
+// one shuffle group in memory at a time. A stream that is one group stays in memory: later passes
+// read the same rows in their order. Of a stream of several groups the next can be brought while
+// the one before is read, by a thread of its own; what it has not brought when it is needed, the
+// reader brings. No byte depends on who brought it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "core/result.h"
@@ -18,24 +23,28 @@
 namespace saesweep::worker {
 
 // Brings chunk `index` into `out` (its rows in the stored dtype) and returns how many rows it has:
-// from a cache, or by calling `harvest` on the bytes.
+// from a cache, or by calling `harvest` on the bytes. Called by one thread at a time.
 using FetchChunk = std::function<Result<std::uint32_t>(
     std::uint32_t index, std::span<std::byte> out,
     const std::function<Result<std::uint32_t>(std::span<std::byte>)>& harvest)>;
 
+// All but `stop` are called by who opens and reads.
 struct StreamEvents {
   std::function<void(std::uint64_t rows)> harvested;                     // rows computed anew
   std::function<void(std::uint64_t done, std::uint64_t total)> loading;  // rows of the group
-  std::function<bool()> stop;  // true: give up with kUnavailable
+  std::function<bool()> stop;  // any thread; true: give up with kUnavailable
 };
 
 class CachedStream final : public RowStream {
  public:
-  // Without `fetch` every chunk is harvested each time it is needed.
+  // Without `fetch` every chunk is harvested each time it is needed. With a filter by norm, how
+  // many rows a chunk has is known only when it is there: all of them are brought once before
+  // anything is read.
   static Result<std::unique_ptr<CachedStream>> open(const sweeps::StreamSpec& spec,
                                                     std::unique_ptr<Harvester> harvester,
                                                     FetchChunk fetch = {},
                                                     StreamEvents events = {});
+  ~CachedStream() override;
 
   std::int64_t d_in() const override { return harvester_->d_in(); }
   std::uint64_t rows_per_pass() const override { return plan_.rows(); }
@@ -44,26 +53,70 @@ class CachedStream final : public RowStream {
   Result<void> read(std::uint64_t first, std::uint64_t count, float* out) override;
   const ChunkPlan& plan() const { return plan_; }
 
+  // From now on the group after the one that is read is brought beside it, as far as rows before
+  // `position` need it; 0: never. Takes the memory of another group.
+  void bring_ahead(std::uint64_t position) { ahead_until_ = position; }
+
  private:
-  CachedStream(sweeps::StreamSpec spec, std::unique_ptr<Harvester> harvester, ChunkPlan plan,
-               FetchChunk fetch, StreamEvents events);
-  Result<void> load_group(std::uint64_t pass, std::uint64_t group);
+  // Rows of a group, joined but not permuted, as far as they were brought.
+  struct Group {
+    std::uint64_t pass = 0, index = 0;
+    std::vector<ChunkPlan::Piece> pieces;
+    std::size_t next = 0;    // the first piece that is missing
+    std::uint64_t done = 0;  // rows before it
+    std::vector<std::byte> rows;
+
+    bool is_of(std::uint64_t of_pass, std::uint64_t of_index) const {
+      return !pieces.empty() && pass == of_pass && index == of_index;
+    }
+    bool is_complete() const { return !pieces.empty() && next == pieces.size(); }
+  };
+
+  CachedStream(sweeps::StreamSpec spec, std::unique_ptr<Harvester> harvester, FetchChunk fetch,
+               StreamEvents events, ChunkPlan plan);
+  std::size_t row_bytes() const;
+  Result<void> begin(Group& group, std::uint64_t pass, std::uint64_t index);
+  // A piece more. Returns how many rows were harvested.
+  Result<std::uint64_t> bring_piece(Group& group);
+  // Makes rows of the group readable.
+  Result<void> show(std::uint64_t pass, std::uint64_t index);
+  Result<void> load(std::uint64_t pass, std::uint64_t index);
+  void start_ahead();
+  void stop_ahead();
+  void count_harvested_ahead();
   Result<void> measure_norm_factors();
   bool is_scaled() const;
-  // The rows of one group from `offset`, unscaled.
+  // The rows of the shown group from `offset`, unscaled.
   void copy_rows(std::uint64_t offset, std::uint64_t count, float* out) const;
 
   sweeps::StreamSpec spec_;
   std::unique_ptr<Harvester> harvester_;
-  ChunkPlan plan_;
   FetchChunk fetch_;
   StreamEvents events_;
+  ChunkPlan plan_;
   std::vector<RowPart> parts_;
-  std::uint64_t loaded_pass_ = 0, loaded_group_ = 0;
-  bool loaded_ = false;
+  // The chunk that was brought last, which may reach into the next group.
+  struct Chunk {
+    std::uint32_t index = 0, rows = 0;  // 0 rows: none
+    std::vector<std::byte> bytes;
+  };
+  Chunk chunk_;  // the thread's while it runs
+  Group loaded_;
+  // What read() reads: the loaded group, in the order of a pass.
+  std::uint64_t shown_pass_ = 0, shown_index_ = 0;
+  bool shown_ = false;
   Permutation order_;
-  std::vector<std::byte> group_;  // rows of the loaded group, joined but not permuted
-  std::vector<std::byte> chunk_;  // scratch for one chunk
+  // Where the pass joins the rows of a chunk, and where they are in a group that was loaded for
+  // another pass; empty if it was loaded for this one.
+  struct Place {
+    std::uint64_t joined, loaded;
+  };
+  std::vector<Place> places_;
+
+  std::uint64_t ahead_until_ = 0;
+  Group ahead_;  // the thread's while it runs
+  std::atomic<std::uint64_t> harvested_ahead_ = 0;
+  std::jthread ahead_thread_;
 };
 
 }  // namespace saesweep::worker

@@ -19,7 +19,7 @@ std::uint64_t power_of_two_within(std::uint64_t unit, std::uint64_t limit) {
 }  // namespace
 
 Result<ChunkPlan> ChunkPlan::make(const sweeps::StreamSpec& stream, const Documents& documents,
-                                  std::int64_t d_in) {
+                                  std::int64_t d_in, const RowsOfChunk& rows_of) {
   ChunkPlan plan(documents, Permutation(documents.count(), stream.seed, "activations.documents"));
   plan.shuffle_ = stream.shuffle;
   plan.seed_ = stream.seed;
@@ -30,16 +30,24 @@ Result<ChunkPlan> ChunkPlan::make(const sweeps::StreamSpec& stream, const Docume
   if (stream.tokens == 0) return fail(ErrorCode::kInvalidArgument, "activations.tokens is 0");
 
   const std::uint64_t count = documents.count();
+  std::uint64_t offered = 0, kept = 0;
   for (std::uint64_t first = 0; first < count && plan.rows_ < stream.tokens;
        first += plan.documents_per_chunk_) {
-    std::uint64_t rows = 0;
-    for (const std::uint64_t document :
-         plan.documents_of(static_cast<std::uint32_t>(plan.chunk_rows_.size())))
-      rows += documents.rows(document);
+    const auto chunk = static_cast<std::uint32_t>(plan.chunk_rows_.size());
+    std::uint64_t all = 0;
+    for (const std::uint64_t document : plan.documents_of(chunk)) all += documents.rows(document);
+    std::uint64_t rows = all;
+    if (rows_of && all > 0) {
+      SAE_TRY(rows, rows_of(plan, chunk));
+    }
+    offered += all;
+    kept += rows;
     rows = std::min(rows, stream.tokens - plan.rows_);
     plan.chunk_rows_.push_back(rows);
     plan.rows_ += rows;
   }
+  if (offered > 0)
+    plan.dropped_ = static_cast<double>(offered - kept) / static_cast<double>(offered);
   if (plan.rows_ < stream.tokens)
     return fail(
         ErrorCode::kInvalidArgument,

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -21,15 +22,21 @@ namespace saesweep::worker {
 
 class ChunkPlan {
  public:
-  // Errors: kInvalidArgument when the training documents have fewer than stream.tokens rows, with
-  // what they have.
+  // How many rows the documents of a chunk have.
+  using RowsOfChunk =
+      std::function<Result<std::uint64_t>(const ChunkPlan& plan, std::uint32_t chunk)>;
+  // `rows_of` where filters leave out rows of documents. Errors: its own; kInvalidArgument when the
+  // training documents have fewer than stream.tokens rows, with what they have.
   static Result<ChunkPlan> make(const sweeps::StreamSpec& stream, const Documents& documents,
-                                std::int64_t d_in);
+                                std::int64_t d_in, const RowsOfChunk& rows_of = {});
 
   std::uint64_t rows() const { return rows_; }  // of one pass
   std::uint32_t chunks() const { return static_cast<std::uint32_t>(chunk_rows_.size()); }
   std::uint64_t max_chunk_rows() const { return max_chunk_rows_; }
   std::uint64_t group_rows() const { return group_rows_; }
+  std::uint64_t groups() const { return (rows_ + group_rows_ - 1) / group_rows_; }  // of a pass
+  // Share of the rows of its chunks' documents that filters left out.
+  double dropped() const { return dropped_; }
   // Training documents of a chunk, in the order of their rows.
   std::vector<std::uint64_t> documents_of(std::uint32_t chunk) const;
 
@@ -58,6 +65,7 @@ class ChunkPlan {
   std::uint64_t max_chunk_rows_ = 0;
   std::uint64_t rows_ = 0;
   std::uint64_t group_rows_ = 0;
+  double dropped_ = 0;
   std::vector<std::uint64_t> chunk_rows_;  // rows read of each chunk; the last may hold more
 };
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "worker/activations/row_filter.h"
 
 namespace saesweep::worker {
 namespace {
@@ -24,6 +25,16 @@ void store(const float* values, std::size_t count, DType dtype, std::byte* out) 
   }
 }
 
+// The same of the rows that are numbered; returns how many.
+std::uint32_t store_rows(const float* values, std::size_t width,
+                         const std::vector<std::size_t>& rows, DType dtype, std::byte* out) {
+  for (const std::size_t row : rows) {
+    store(values + row * width, width, dtype, out);
+    out += width * size_of(dtype);
+  }
+  return static_cast<std::uint32_t>(rows.size());
+}
+
 class ModelHarvester final : public Harvester {
  public:
   ModelHarvester(const sweeps::StreamSpec& stream, std::shared_ptr<const Transformer> model,
@@ -32,15 +43,17 @@ class ModelHarvester final : public Harvester {
         dtype_(stream.dtype),
         model_(std::move(model)),
         documents_(std::move(documents)),
-        pool_(&pool) {}
+        pool_(&pool),
+        filter_(stream.filters, widths()),
+        filters_(stream.filters.any()) {}
 
   std::int64_t d_in() const override { return width_of(*model_, hooks_); }
-  std::vector<std::int64_t> widths() const override {
-    std::vector<std::int64_t> widths;
-    for (const std::string& hook : hooks_) widths.push_back(model_->hook_width(hook));
-    return widths;
-  }
+  std::vector<std::int64_t> widths() const override { return widths_of(*model_, hooks_); }
   const Documents& documents() const override { return *documents_; }
+  std::uint64_t rows(std::uint64_t document) const override {
+    return filter_.rows(*documents_, document);
+  }
+  bool drops_by_norm() const override { return filter_.by_norm(); }
 
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
                                 std::span<std::byte> out) override {
@@ -49,7 +62,11 @@ class ModelHarvester final : public Harvester {
       const at::Tensor rows = activations_of(*model_, hooks_, *documents_, chosen, *pool_);
       const auto count = static_cast<std::size_t>(rows.numel());
       SAE_CHECK(count * size_of(dtype_) <= out.size(), "chunk {} has {} values", chunk, count);
-      store(rows.const_data_ptr<float>(), count, dtype_, out.data());
+      const float* values = rows.const_data_ptr<float>();
+      if (filters_)
+        return store_rows(values, static_cast<std::size_t>(rows.size(1)),
+                          filter_.kept(*documents_, chosen, values), dtype_, out.data());
+      store(values, count, dtype_, out.data());
       return static_cast<std::uint32_t>(rows.size(0));
     } catch (const c10::Error& error) {
       // Names and shapes were checked before; what is left to go wrong is an allocation, which on a
@@ -67,43 +84,60 @@ class ModelHarvester final : public Harvester {
   std::shared_ptr<const Transformer> model_;
   std::shared_ptr<const TokenDocuments> documents_;
   ThreadPool* pool_;
+  RowFilter filter_;
+  bool filters_;
 };
 
 class FileHarvester final : public Harvester {
  public:
   FileHarvester(const sweeps::StreamSpec& stream,
                 std::shared_ptr<const ActivationDocuments> documents)
-      : dtype_(stream.dtype), documents_(std::move(documents)) {}
+      : dtype_(stream.dtype),
+        documents_(std::move(documents)),
+        filter_(stream.filters, {documents_->d_in()}) {}
 
   std::int64_t d_in() const override { return documents_->d_in(); }
   const Documents& documents() const override { return *documents_; }
+  bool drops_by_norm() const override { return filter_.by_norm(); }
 
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
                                 std::span<std::byte> out) override {
     const auto width = static_cast<std::size_t>(d_in());
-    std::vector<float> rows(documents_->max_rows() * width);
-    std::size_t done = 0;
-    for (const std::uint64_t document : plan.documents_of(chunk)) {
-      const auto count = static_cast<std::size_t>(documents_->rows(document));
-      documents_->read(document, rows.data());
-      SAE_CHECK((done + count) * width * size_of(dtype_) <= out.size(), "chunk {}", chunk);
-      store(rows.data(), count * width, dtype_, out.data() + done * width * size_of(dtype_));
-      done += count;
+    const auto chosen = plan.documents_of(chunk);
+    std::size_t count = 0;
+    for (const std::uint64_t document : chosen) count += documents_->rows(document);
+    SAE_CHECK(count * width * size_of(dtype_) <= out.size(), "chunk {}", chunk);
+    try {
+      std::vector<float> rows(count * width);
+      float* at = rows.data();
+      for (const std::uint64_t document : chosen) {
+        documents_->read(document, at);
+        at += documents_->rows(document) * width;
+      }
+      return store_rows(rows.data(), width, filter_.kept(count, rows.data()), dtype_, out.data());
+    } catch (const std::bad_alloc&) {
+      return fail(ErrorCode::kResourceExhausted, "rows of chunk {}: out of memory", chunk);
     }
-    return static_cast<std::uint32_t>(done);
   }
 
  private:
   DType dtype_;
   std::shared_ptr<const ActivationDocuments> documents_;
+  RowFilter filter_;
 };
 
 }  // namespace
 
 std::int64_t width_of(const Transformer& model, std::span<const std::string> hooks) {
   std::int64_t width = 0;
-  for (const std::string& hook : hooks) width += model.hook_width(hook);
+  for (const std::int64_t own : widths_of(model, hooks)) width += own;
   return width;
+}
+
+std::vector<std::int64_t> widths_of(const Transformer& model, std::span<const std::string> hooks) {
+  std::vector<std::int64_t> widths;
+  for (const std::string& hook : hooks) widths.push_back(model.hook_width(hook));
+  return widths;
 }
 
 at::Tensor activations_of(const Transformer& model, const std::string& hook,

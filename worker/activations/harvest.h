@@ -35,6 +35,7 @@ at::Tensor activations_of(const Transformer& model, std::span<const std::string>
                           const TokenDocuments& documents, std::span<const std::uint64_t> chosen,
                           ThreadPool& pool);
 std::int64_t width_of(const Transformer& model, std::span<const std::string> hooks);
+std::vector<std::int64_t> widths_of(const Transformer& model, std::span<const std::string> hooks);
 
 class Harvester {
  public:
@@ -42,7 +43,12 @@ class Harvester {
   virtual std::int64_t d_in() const = 0;                                 // values of a row
   virtual std::vector<std::int64_t> widths() const { return {d_in()}; }  // of each hook
   virtual const Documents& documents() const = 0;
-  // All rows of the chunk's documents into `out`, in the stored dtype; returns how many rows.
+  // How many rows of a document filters by token leave.
+  virtual std::uint64_t rows(std::uint64_t document) const { return documents().rows(document); }
+  // True if how many rows a chunk has is known only when it is harvested.
+  virtual bool drops_by_norm() const { return false; }
+  // The rows of the chunk's documents that no filter drops into `out`, in the stored dtype; returns
+  // how many. Any thread, one at a time.
   // Errors: kResourceExhausted (memory).
   virtual Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
                                         std::span<std::byte> out) = 0;

@@ -332,6 +332,8 @@ void Crew::hear(Slot& slot, protocol::ExecutorChannel::Heard heard) {
     case protocol::Envelope::kTokensDone:
       trained_ += envelope.tokens_done().trained();
       harvested_ += envelope.tokens_done().harvested();
+      training_us_ += envelope.tokens_done().training_us();
+      waiting_us_ += envelope.tokens_done().waiting_us();
       break;
     case protocol::Envelope::kChunkOpen: {
       const ChunkService::Opened opened =
@@ -418,6 +420,8 @@ protocol::Heartbeat Crew::heartbeat() const {
   beat.mutable_counters()->set_executor_restarts(restarts_);
   beat.mutable_counters()->set_tokens_trained(trained_);
   beat.mutable_counters()->set_tokens_harvested(harvested_);
+  beat.mutable_counters()->set_training_us(training_us_);
+  beat.mutable_counters()->set_waiting_us(waiting_us_);
   return beat;
 }
 

@@ -103,6 +103,7 @@ class Crew {
   ConnectionId next_connection_ = 1;
   TimePoint next_trim_{};
   std::uint64_t deaths_ = 0, restarts_ = 0, trained_ = 0, harvested_ = 0;
+  std::uint64_t training_us_ = 0, waiting_us_ = 0;
 };
 
 }  // namespace saesweep::agent

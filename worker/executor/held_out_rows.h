@@ -14,7 +14,8 @@
 
 namespace saesweep::worker {
 
-// [rows, values of a row] fp32 of the first held-out documents, at most `max_rows`; no rows where
+// [rows, values of a row] fp32 of the first held-out documents, at most `max_rows`, without those
+// that filters drop (a median is that of these documents' rows); no rows where
 // nothing is held out. The same for whoever asks. `parts` are those of the stream.
 at::Tensor held_out_rows(const sweeps::StreamSpec& spec, const StreamSources& sources,
                          const std::vector<RowPart>& parts, std::uint64_t max_rows,

@@ -11,6 +11,11 @@ namespace {
 // Long enough for any of our messages; an error text from outside may be longer.
 constexpr std::size_t kReasonBytes = 8192;
 
+std::uint64_t microseconds(Duration duration) {
+  return static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
+}
+
 protocol::TaskResult result_of(const Error& error, RunReport::During during) {
   protocol::TaskResult result;
   std::string reason = error.message.substr(0, kReasonBytes);
@@ -42,6 +47,11 @@ protocol::TaskResult result_of(const Error& error, RunReport::During during) {
 }
 
 }  // namespace
+
+double RunReport::waiting_share() const {
+  if (stepping_ <= Duration{}) return 0;
+  return std::chrono::duration<double>(waiting_) / std::chrono::duration<double>(stepping_);
+}
 
 RunReport::RunReport(const protocol::Run& run, AgentLink& link, Requests& requests,
                      const Clock& clock)
@@ -161,21 +171,35 @@ void RunReport::progress(const std::string& stage, std::uint64_t done, std::uint
   message.set_total(total);
   message.set_unit("tokens");
   message.set_rate(rate_);
+  if (stage == "train") message.set_waiting(waiting_share());
   for (auto& member : members) *message.add_members() = std::move(member);
   link_.send(envelope);
   send_counts();
 }
 
+void RunReport::count_time(Duration step, Duration waiting) {
+  stepping_ += step;
+  waiting_ += waiting;
+}
+
 void RunReport::send_counts() {
-  if (trained_ == 0 && harvested_ == 0) return;
+  const std::uint64_t us = microseconds(stepping_), waiting_us = microseconds(waiting_);
+  if (trained_ == 0 && harvested_ == 0 && us == told_us_) return;
   protocol::Envelope envelope;
-  envelope.mutable_tokens_done()->set_trained(std::exchange(trained_, 0));
-  envelope.mutable_tokens_done()->set_harvested(std::exchange(harvested_, 0));
+  auto& done = *envelope.mutable_tokens_done();
+  done.set_trained(std::exchange(trained_, 0));
+  done.set_harvested(std::exchange(harvested_, 0));
+  done.set_training_us(us - std::exchange(told_us_, us));
+  done.set_waiting_us(waiting_us - std::exchange(told_waiting_us_, waiting_us));
   link_.send(envelope);
 }
 
 void RunReport::finished() {
   send_counts();
+  if (stepping_ > Duration{})
+    log::info("run.time run={} training_s={:.3f} waiting_s={:.3f} share={:.4f}", run_.run_id(),
+              static_cast<double>(told_us_) * 1e-6, static_cast<double>(told_waiting_us_) * 1e-6,
+              waiting_share());
   for (const protocol::Control& control : requests_.forget(run_.run_id()))
     answered(control, control.task(), control.fence(), "finished");
   protocol::Envelope envelope;

@@ -50,6 +50,8 @@ class RunReport {
   // Counts work for the agent's counters and for the rate.
   void count_trained(std::uint64_t tokens) { trained_ += tokens; }
   void count_harvested(std::uint64_t tokens) { harvested_ += tokens; }
+  // Of a training step: what it took, and how much of that was waiting for rows.
+  void count_time(Duration step, Duration waiting);
   bool progress_is_due() const { return clock_.now() >= next_progress_; }
   // Sends it if one is due. `done` of `total` tokens; the rate is that of `done`.
   void progress(const std::string& stage, std::uint64_t done, std::uint64_t total,
@@ -59,6 +61,7 @@ class RunReport {
 
  private:
   void send_counts();
+  double waiting_share() const;
   void answered(const protocol::Control& control, const std::string& task, std::uint64_t fence,
                 const std::string& outcome);
 
@@ -69,6 +72,8 @@ class RunReport {
   std::map<std::string, bool> answered_;  // by task
   bool ran_out_of_memory_ = false;
   std::uint64_t trained_ = 0, harvested_ = 0;
+  Duration stepping_{}, waiting_{};                  // of the run
+  std::uint64_t told_us_ = 0, told_waiting_us_ = 0;  // of these
   TimePoint next_progress_{};
   // Of the last progress message, for the rate.
   std::string last_stage_;

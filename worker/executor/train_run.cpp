@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <map>
@@ -13,12 +14,14 @@
 
 #include "core/json.h"
 #include "core/log.h"
+#include "sweeps/estimates.h"
 #include "worker/activations/document_stream.h"
 #include "worker/evaluation/evaluate.h"
 #include "worker/executor/checkpoint_folder.h"
 #include "worker/executor/held_out_rows.h"
 #include "worker/executor/open_stream.h"
 #include "worker/executor/run_tools.h"
+#include "worker/executor/timed_stream.h"
 #include "worker/sae/sae.h"
 #include "worker/thrown.h"
 #include "worker/training/cohort.h"
@@ -71,7 +74,8 @@ class TrainRun {
     }
     if (!opened) return give_up_all(opened.error());
     make_room();
-    Cohort cohort(*stream_, tools_.pool);
+    TimedStream rows(*stream_, tools_.clock);
+    Cohort cohort(rows, tools_.pool);
     cohort_ = &cohort;
     for (auto& [task, student] : students_)
       if (report_.is_open(*student.wire)) join(student);
@@ -82,7 +86,10 @@ class TrainRun {
       stop_those_at_a_rung();
       if (cohort.empty()) break;
       const TimePoint begin = tools_.clock.now();
+      const Duration waited = rows.waited();
       auto outcomes = cohort.advance();
+      const TimePoint stepped = tools_.clock.now();
+      report_.count_time(stepped - begin, rows.waited() - waited);
       if (!outcomes) {
         if (outcomes.error().code == ErrorCode::kUnavailable && report_.is_asked()) continue;
         give_up_all(outcomes.error());
@@ -90,7 +97,6 @@ class TrainRun {
       }
       training_ = true;
       last_loaded_ = 0;
-      const TimePoint stepped = tools_.clock.now();
       for (auto& outcome : *outcomes) note(outcome);
       stepping_ += stepped - begin;
       looking_ += tools_.clock.now() - stepped;
@@ -98,6 +104,7 @@ class TrainRun {
       tell_progress();
     }
     cohort_ = nullptr;
+    is_over_ = true;
     tell_cost_of_looking();
   }
 
@@ -111,11 +118,12 @@ class TrainRun {
     SAE_TRY(sources_, open_sources(stream_spec(), tools_));
     stream_.reset();
     plan_ = nullptr;
+    rows_ = nullptr;
     documents_ = nullptr;
     StreamEvents events;
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
     events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
-    events.stop = [this] { return report_.is_asked(); };
+    events.stop = [this] { return report_.is_asked() || is_over_; };
     if (reads_documents()) {
       if (sources_.tokens == nullptr)
         return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
@@ -129,16 +137,20 @@ class TrainRun {
     SAE_TRY(auto cached, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
                                      std::move(events)));
     plan_ = &cached->plan();
+    rows_ = cached.get();
     stream_ = std::move(cached);
     return {};
+  }
+
+  std::uint64_t row_bytes() const {
+    return static_cast<std::uint64_t>(stream_->d_in()) * size_of(stream_spec().dtype);
   }
 
   // What earlier runs left loaded goes before a cohort that does not fit beside it.
   void make_room() {
     std::uint64_t needed = 0;
     if (plan_ != nullptr)  // a group and a chunk of it are in memory
-      needed = (plan_->group_rows() + plan_->max_chunk_rows()) *
-               static_cast<std::uint64_t>(stream_->d_in()) * size_of(stream_spec().dtype);
+      needed = (plan_->group_rows() + plan_->max_chunk_rows()) * row_bytes();
     if (documents_ != nullptr) needed += kSplicedBytes;
     std::uint64_t evaluation = 0;
     for (const auto& [task, student] : students_) {
@@ -150,7 +162,17 @@ class TrainRun {
     needed +=
         2 * sweeps::kHeldOutRows * static_cast<std::uint64_t>(stream_->d_in()) * sizeof(float);
     needed += evaluation;
-    tools_.warm.make_room(report_.run().memory_bytes(), needed);
+    const std::uint64_t memory = report_.run().memory_bytes();
+    tools_.warm.make_room(memory, needed);
+    if (plan_ == nullptr) return;
+    // The next group beside the one that is read, where there is room for both.
+    const std::uint64_t group = plan_->group_rows() * row_bytes();
+    if (memory != 0 && sweeps::kExecutorBytes + tools_.warm.bytes() + needed + group > memory)
+      return;
+    std::uint64_t goal = 0;
+    for (const auto& [task, student] : students_)
+      if (report_.is_open(*student.wire)) goal = std::max(goal, student.goal_tokens());
+    rows_->bring_ahead(goal);
   }
 
   void join(Student& student) {
@@ -334,6 +356,10 @@ class TrainRun {
     config.update(stream.hooks_json(student.spec.training.architecture));
     config["model_digest"] = stream.model ? Json(stream.model->digest) : Json(nullptr);
     config["trial"] = student.spec.identity().hex();
+    if (stream.filters.any()) {
+      config["filters"] = stream.filters.to_json();
+      config["filters"]["dropped_rows"] = plan_->dropped();
+    }
     protocol::TaskResult result;
     const auto put = [&](const char* name, const std::string& bytes) -> Result<void> {
       SAE_TRY(*result.add_artifacts(), tools_.artifacts.put(name, bytes));
@@ -454,8 +480,10 @@ class TrainRun {
   const RunTools& tools_;
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
+  std::atomic<bool> is_over_ = false;  // nobody waits for chunks any more
   std::unique_ptr<RowStream> stream_;
-  const ChunkPlan* plan_ = nullptr;      // of a stream of rows
+  CachedStream* rows_ = nullptr;         // what stream_ is for all others,
+  const ChunkPlan* plan_ = nullptr;      // and its plan
   DocumentStream* documents_ = nullptr;  // what stream_ is for end-to-end trials
   Cohort* cohort_ = nullptr;             // while run() has one
   at::Tensor calibration_rows_;

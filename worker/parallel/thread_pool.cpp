@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -86,6 +87,18 @@ ThreadPool::~ThreadPool() {
 }
 
 unsigned ThreadPool::threads() const { return static_cast<unsigned>(state_->threads.size()) + 1; }
+
+void ThreadPool::alone(const std::function<void()>& body) {
+  at::set_num_threads(1);
+  const bool nested = std::exchange(t_inside_piece, true);
+  try {
+    body();
+  } catch (...) {
+    t_inside_piece = nested;
+    throw;
+  }
+  t_inside_piece = nested;
+}
 
 void ThreadPool::run(std::int64_t count, const std::function<void(std::int64_t)>& piece) {
   if (count <= 0) return;

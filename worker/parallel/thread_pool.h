@@ -22,6 +22,8 @@ class ThreadPool {
   // a nested call on its own thread alone. Gradients are off inside. An exception of a piece is
   // rethrown here after all threads have stopped.
   void run(std::int64_t count, const std::function<void(std::int64_t)>& piece);
+  // Any thread: what body() gives to a pool runs on this thread alone, like a nested call.
+  static void alone(const std::function<void()>& body);
 
  private:
   struct State;

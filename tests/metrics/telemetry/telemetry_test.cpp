@@ -51,7 +51,9 @@ TEST(Telemetry, PageIsTheGoldenPage) {
                                  .chunk_fetches_failed = 1,
                                  .executor_restarts = 1,
                                  .trained_tokens = 3'999'744,
-                                 .harvested_tokens = 2'000'000});
+                                 .harvested_tokens = 2'000'000,
+                                 .training_us = 12'500'000,
+                                 .waiting_us = 250'000});
   const auto golden =
       read_file(SAESWEEP_SOURCE_DIR "/tests/metrics/telemetry/golden_metrics_page.txt");
   ASSERT_TRUE(golden) << golden.error().message;
@@ -96,7 +98,7 @@ TEST(Telemetry, NamesFollowTheRulesOfThePrometheusLinter) {
     EXPECT_THAT(name, Not(HasSubstr("counter")));
     EXPECT_THAT(name, Not(HasSubstr("gauge")));
   }
-  EXPECT_EQ(families, 21u);
+  EXPECT_EQ(families, 23u);
 }
 
 TEST(Telemetry, AnAgentThatStartedAgainDoesNotLowerACounter) {

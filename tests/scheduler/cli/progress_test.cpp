@@ -50,6 +50,20 @@ TEST(TerminalProgress, ShowsBarRateAndTimeLeftOfEachStage) {
   EXPECT_EQ(lines[1], "trials 1/16 done  1m05s");
 }
 
+TEST(TerminalProgress, SaysHowMuchOfItsTimeAStageWaits) {
+  Progress progress(ProgressStyle::kTerminal), log(ProgressStyle::kLog);
+  Json event = with_rate(stage("train", 1e6, 4e6), 50'000);
+  event["waiting"] = 0.043;
+  for (Progress* each : {&progress, &log}) {
+    each->hear(started(16), 0);
+    each->hear(event, 1);
+  }
+  EXPECT_THAT(progress.tick(2, 100), HasSubstr("50.0k/s  ETA 1m00s  4% waiting"));
+  EXPECT_THAT(log.tick(2, 100), HasSubstr("at 50.0k/s, ETA 1m00s, 4% waiting"));
+  progress.hear(stage("train", 2e6, 4e6), 3);
+  EXPECT_THAT(progress.tick(4, 100), Not(HasSubstr("waiting")));
+}
+
 TEST(TerminalProgress, NeverIsWiderThanTheTerminal) {
   for (const std::size_t width : {20u, 31u, 40u, 57u, 80u, 300u}) {
     Progress progress(ProgressStyle::kTerminal);

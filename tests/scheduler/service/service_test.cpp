@@ -364,6 +364,7 @@ TEST_F(Service, TellsProgressOfTheWholeSweep) {
           progress.set_stage("train");
           progress.set_unit("tokens");
           progress.set_rate(5);
+          progress.set_waiting(0.25);
           auto& each = *progress.add_members();
           each.set_task(member.task());
           each.set_fence(member.fence());
@@ -381,6 +382,7 @@ TEST_F(Service, TellsProgressOfTheWholeSweep) {
   EXPECT_EQ((*said)["total"], 2000);
   EXPECT_EQ((*said)["unit"], "tokens");
   EXPECT_EQ((*said)["rate"], 5);
+  EXPECT_EQ((*said)["waiting"], 0.25);
 }
 
 }  // namespace

@@ -3,10 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #include "tests/worker/activations/synthetic_stream.h"
@@ -129,22 +134,31 @@ struct MoodyCache {
 TEST(CachedStream, RowsAreTheSameWithWhateverTheCacheAnswers) {
   const auto spec = stream_spec(1100, 300);
   const auto plain = open(spec);
-  const auto expected = read(*plain, 0, 5 * 1100);
+  const auto expected = read(*plain, 0, 12 * 1100);
   MoodyCache cache;
   const auto cached = open(spec, cache.fetch());
-  EXPECT_EQ(read(*cached, 0, 5 * 1100), expected);
+  EXPECT_EQ(read(*cached, 0, 12 * 1100), expected);
   for (const int times : {cache.hits, cache.missing, cache.corrupt, cache.full, cache.short_ones})
     EXPECT_GT(times, 2) << "every mood should be seen";
 }
 
-TEST(CachedStream, WithoutACacheEveryNeedHarvestsAndWithOneTheFirst) {
+TEST(CachedStream, WithoutACacheEveryPassHarvestsOnceAndWithOneTheFirst) {
   const auto spec = stream_spec(1100, 300);
   std::uint64_t harvested = 0;
   StreamEvents events;
   events.harvested = [&](std::uint64_t rows) { harvested += rows; };
-  const auto plain = open(spec, {}, events);
-  (void)read(*plain, 0, 2200);
-  EXPECT_GT(harvested, 2200u);
+  for (const bool ahead : {false, true}) {
+    harvested = 0;
+    const auto plain = open(spec, {}, events);
+    if (ahead) plain->bring_ahead(1100);
+    std::uint64_t all = 0;
+    for (std::uint32_t chunk = 0; chunk < plain->plan().chunks(); ++chunk)
+      all += test::rows_of_chunk(plain->plan(), *kDocuments, chunk).size();
+    (void)read(*plain, 0, 1100);
+    EXPECT_EQ(harvested, all) << "a chunk that two groups share too";
+    (void)read(*plain, 1100, 1100);
+    EXPECT_GE(harvested, 2200u);
+  }
 
   harvested = 0;
   std::map<std::uint32_t, std::pair<std::uint32_t, std::vector<std::byte>>> chunks;
@@ -272,7 +286,7 @@ TEST(CachedStream, StopsBetweenChunksAndGoesOnWhenAskedAgain) {
   EXPECT_LT(loaded, 1000u);
   EXPECT_EQ(total, 1000u);
 
-  // The group is read anew, from its first chunk.
+  // What had been read is kept.
   loaded = 0;
   stop = false;
   resumed = true;
@@ -296,6 +310,143 @@ TEST(CachedStream, AFailedHarvestIsItsErrorAndTheNextReadTriesAgain) {
   EXPECT_EQ(failed.error().message, "no memory for this");
   broken = false;
   EXPECT_EQ(read(*stream, 0, 400), read(*open(spec), 0, 400));
+}
+
+// ---- ahead of who reads -------------------------------------------------------------------------
+
+// Answers from a map that it fills, and says which thread asked for what.
+struct ThreadedCache {
+  std::mutex mutex = {};
+  std::condition_variable changed = {};
+  std::map<std::uint32_t, std::pair<std::uint32_t, std::vector<std::byte>>> chunks = {};
+  std::vector<std::thread::id> asked_by = {};
+  int broken = 0;  // so many answers of other threads are errors
+  const std::thread::id reader = std::this_thread::get_id();
+
+  FetchChunk fetch() {
+    return [this](std::uint32_t index, std::span<std::byte> out,
+                  const auto& harvest) -> Result<std::uint32_t> {
+      const std::lock_guard lock(mutex);
+      asked_by.push_back(std::this_thread::get_id());
+      changed.notify_all();
+      if (asked_by.back() != reader && broken > 0) {
+        --broken;
+        return fail(ErrorCode::kResourceExhausted, "not now");
+      }
+      auto& [rows, bytes] = chunks[index];
+      if (bytes.empty()) {
+        SAE_TRY(rows, harvest(out));
+        bytes.assign(out.begin(), out.end());
+      }
+      std::copy(bytes.begin(), bytes.end(), out.begin());
+      return rows;
+    };
+  }
+  std::size_t by_others() {
+    const std::lock_guard lock(mutex);
+    return static_cast<std::size_t>(
+        std::ranges::count_if(asked_by, [&](auto id) { return id != reader; }));
+  }
+  // False if another thread has not asked so often within a minute.
+  bool wait_for_others(std::size_t times) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, std::chrono::minutes(1), [&] {
+      return static_cast<std::size_t>(
+                 std::ranges::count_if(asked_by, [&](auto id) { return id != reader; })) >= times;
+    });
+  }
+};
+
+TEST(CachedStream, TheNextGroupIsBroughtBesideTheOneThatIsRead) {
+  const auto spec = stream_spec(1100, 300);
+  std::uint64_t harvested = 0, of_plain = 0;
+  StreamEvents events, plain_events;
+  const std::thread::id reader = std::this_thread::get_id();
+  events.harvested = [&](std::uint64_t rows) {
+    EXPECT_EQ(std::this_thread::get_id(), reader);
+    harvested += rows;
+  };
+  plain_events.harvested = [&](std::uint64_t rows) { of_plain += rows; };
+  ThreadedCache cache, plain_cache;
+  const auto stream = open(spec, cache.fetch(), events);
+  stream->bring_ahead(3300);
+  const auto plain = open(spec, plain_cache.fetch(), plain_events);
+  EXPECT_EQ(read(*stream, 0, 10), read(*plain, 0, 10));
+  const auto before = stream->plan().pieces_of_group(0, 0);
+  const auto next = stream->plan().pieces_of_group(0, 1);
+  // A chunk of both groups is there already.
+  const std::size_t asked = next.size() - (next.front().chunk == before.back().chunk ? 1 : 0);
+  ASSERT_GT(asked, 0u);
+  ASSERT_TRUE(cache.wait_for_others(asked)) << "while nobody reads";
+  // Odd amounts, so that reads straddle groups and passes.
+  for (std::uint64_t first = 10; first < 3300; first += 47) {
+    const std::uint64_t count = std::min<std::uint64_t>(47, 3300 - first);
+    ASSERT_EQ(read(*stream, first, count), read(*plain, first, count)) << first;
+  }
+  EXPECT_EQ(harvested, of_plain);
+  // Back to the beginning, as a newcomer would.
+  EXPECT_EQ(read(*stream, 0, 400), read(*plain, 0, 400));
+}
+
+TEST(CachedStream, NothingIsBroughtThatNobodyWillRead) {
+  ThreadedCache cache;
+  const auto stream = open(stream_spec(1100, 300), cache.fetch());
+  stream->bring_ahead(300);
+  (void)read(*stream, 0, 300);
+  EXPECT_EQ(cache.by_others(), 0u);
+  stream->bring_ahead(301);
+  (void)read(*stream, 0, 300);
+  EXPECT_TRUE(cache.wait_for_others(1));
+  (void)read(*stream, 300, 1);
+  // Of a stream that is one group there is nothing to bring.
+  ThreadedCache whole;
+  const auto one_group = open(stream_spec(1100), whole.fetch());
+  one_group->bring_ahead(10'000);
+  (void)read(*one_group, 0, 3000);
+  EXPECT_EQ(whole.by_others(), 0u);
+}
+
+TEST(CachedStream, WhatCouldNotBeBroughtAheadTheReaderBrings) {
+  const auto spec = stream_spec(1100, 300);
+  ThreadedCache cache;
+  cache.broken = 3;
+  const auto stream = open(spec, cache.fetch()), plain = open(spec);
+  stream->bring_ahead(2200);
+  for (std::uint64_t first = 0; first < 2200; first += 100) {
+    ASSERT_EQ(read(*stream, first, 100), read(*plain, first, 100)) << first;
+    if (first == 0) {
+      ASSERT_TRUE(cache.wait_for_others(1));
+    }
+  }
+  EXPECT_LT(cache.broken, 3);
+}
+
+TEST(CachedStream, MayEndWhileItIsAhead) {
+  for (int i = 0; i < 20; ++i) {
+    ThreadedCache cache;
+    const auto stream = open(stream_spec(1100, 300), cache.fetch());
+    stream->bring_ahead(100'000);
+    (void)read(*stream, 0, 1);
+  }
+}
+
+TEST(CachedStream, AStreamOfOneGroupIsBroughtOnceHoweverOftenItIsRead) {
+  for (const auto shuffle :
+       {sweeps::Shuffle::kFull, sweeps::Shuffle::kWindow, sweeps::Shuffle::kNone}) {
+    auto spec = stream_spec(1100);
+    spec.shuffle = shuffle;
+    std::uint64_t harvested = 0;
+    StreamEvents events;
+    events.harvested = [&](std::uint64_t rows) { harvested += rows; };
+    const auto stream = open(spec, {}, events);
+    EXPECT_EQ(read(*stream, 0, 3300), expected_rows(*stream, 0, 3300, DType::kFloat32));
+    EXPECT_EQ(read(*stream, 500, 900), expected_rows(*stream, 500, 900, DType::kFloat32));
+    EXPECT_LE(harvested, 1100u + 32 * 16) << "the last chunk is harvested whole";
+    // Whoever begins in a later pass reads the same.
+    const auto later = open(spec);
+    EXPECT_EQ(read(*later, 2000, 1300), read(*stream, 2000, 1300));
+    EXPECT_EQ(read(*later, 100, 50), read(*stream, 100, 50));
+  }
 }
 
 TEST(CachedStream, AStreamLongerThanItsDataIsRefused) {

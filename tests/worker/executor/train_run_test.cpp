@@ -305,6 +305,96 @@ TEST_F(TrainRun, WithAndWithoutACacheTheBytesAreTheSame) {
   EXPECT_GT(agent.chunk_counters().hits, 0u);
 }
 
+TEST_F(TrainRun, TellsHowMuchOfItsTimeItWaitedForRows) {
+  const auto spec = trial(Architecture::kTopK, 10'000'000);  // until it has told
+  FakeAgent agent(state());
+  agent.send_run(run_of({train_member(spec)}, kNever));
+  double share = -1;
+  std::uint64_t training_us = 0, waiting_us = 0;
+  ASSERT_TRUE(agent.wait_for([&](const protocol::Envelope& envelope) {
+    if (envelope.has_progress() && envelope.progress().stage() == "train")
+      share = envelope.progress().waiting();
+    training_us += envelope.tokens_done().training_us();
+    waiting_us += envelope.tokens_done().waiting_us();
+    return share >= 0 && training_us > 0;
+  }));
+  EXPECT_GT(share, 0);
+  EXPECT_LT(share, 1);
+  EXPECT_NEAR(static_cast<double>(waiting_us) / static_cast<double>(training_us), share, 1e-3);
+}
+
+// A group in memory beside the next, one after the other, or all of the stream: never another byte.
+TEST_F(TrainRun, GroupsThatAreBroughtAheadChangeNoByte) {
+  auto spec = trial(Architecture::kTopK, 80);  // two passes and a half
+  spec.stream.shuffle_rows = 300;
+  FakeAgent roomy(state()), narrow(state("narrow"));
+  auto run = run_of({train_member(spec)}, kNever);
+  const auto ahead = roomy.run_to_end(run);
+  run.set_memory_bytes(1 << 20);  // the estimate leaves no room for a second group
+  const auto alone = narrow.run_to_end(run);
+  EXPECT_EQ(digest_of(ahead.results.at(task_of(spec)), "sae.safetensors"),
+            digest_of(alone.results.at(task_of(spec)), "sae.safetensors"));
+}
+
+// Without a cache a budget of one pass harvests every chunk once, however many train on it.
+TEST_F(TrainRun, OnePassWithoutACacheHarvestsEveryChunkOnceForAll) {
+  auto first = trial(Architecture::kTopK, 156), second = trial(Architecture::kStandard, 156);
+  for (auto* spec : {&first, &second}) {
+    spec->stream.data.games = 2000;  // two chunks
+    spec->stream.tokens = 10'000;
+    spec->stream.shuffle_rows = 1000;
+    spec->training.eval_every = 0;
+  }
+  FakeAgent agent(state(), dir_.path() / "cache");
+  auto run = run_of({train_member(first), train_member(second)}, kNever);
+  const auto streamed = agent.run_to_end(run);
+  EXPECT_EQ(streamed.trained, 2u * 156 * 64);
+  EXPECT_EQ(agent.chunk_counters().misses, 0u) << "nobody asked the cache";
+  run.set_cache_bytes(std::uint64_t{1} << 30);
+  run.set_run_id(2);
+  const auto cached = agent.run_to_end(run);
+  EXPECT_GT(agent.chunk_counters().misses, 0u);
+  EXPECT_EQ(streamed.harvested, cached.harvested) << "with a cache it is every chunk once";
+  EXPECT_EQ(digest_of(streamed.results.at(task_of(first)), "sae.safetensors"),
+            digest_of(cached.results.at(task_of(first)), "sae.safetensors"));
+}
+
+TEST_F(TrainRun, FiltersAreInTheConfigurationAndSurviveADeath) {
+  auto spec = trial(Architecture::kTopK, 60);
+  spec.stream.filters = {
+      .remove_bos = true, .exclude_special_tokens = {3}, .max_activation_norm_multiple = 1.05};
+  spec.stream.tokens = 1500;
+  spec.stream.normalize = sweeps::Normalize::kUnitMeanSquare;
+  const auto whole = undisturbed(spec);
+  const Json config = parse_json(bytes_of(whole, "config.json", "undisturbed")).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(config, JsonSchemaCheck::schema("config")),
+              testing::IsEmpty());
+  EXPECT_EQ(config["filters"]["remove_bos"], true);
+  EXPECT_EQ(config["filters"]["exclude_special_tokens"], Json::array({3}));
+  EXPECT_EQ(config["filters"]["max_activation_norm_multiple"], 1.05);
+  EXPECT_GT(config["filters"]["dropped_rows"], 0.1);
+  EXPECT_LT(config["filters"]["dropped_rows"], 0.9);
+
+  protocol::CheckpointRef stands_at;
+  {
+    FakeAgent agent(state());
+    agent.send_run(run_of({train_member(spec)}));
+    const auto checkpoint = agent.wait_for(checkpoint_number(17));
+    ASSERT_TRUE(checkpoint);
+    stands_at = checkpoint->checkpointed().checkpoint();
+    agent.kill();
+  }
+  FakeAgent agent(state());
+  auto member = train_member(spec, 2);
+  *member.mutable_resume() = stands_at;
+  const auto resumed = agent.run_to_end(run_of({member}, kNever));
+  EXPECT_EQ(digest_of(resumed.results.at(task_of(spec)), "sae.safetensors"),
+            digest_of(whole, "sae.safetensors"));
+  auto other = spec;
+  other.stream.filters.max_activation_norm_multiple = 0;
+  EXPECT_NE(digest_of(undisturbed(other), "sae.safetensors"), digest_of(whole, "sae.safetensors"));
+}
+
 TEST_F(TrainRun, ACacheThatCannotBeHadIsDoneWithout) {
   const auto spec = trial(Architecture::kTopK, 20);
   FakeAgent agent(state());  // its service answers FULL

@@ -103,6 +103,31 @@ TEST_P(ThreadPoolOf, PiecesRunWithoutGradientsAndWithoutLibTorchsOwnThreads) {
   EXPECT_TRUE(at::GradMode::is_enabled()) << "only inside";
 }
 
+// While another thread has the pool at work, as a reader ahead of the trainer does.
+TEST(ThreadPool, AloneRunsEverythingOnItsOwnThreadBesideThePool) {
+  ThreadPool pool(2);
+  std::atomic<int> wrong = 0, pieces = 0;
+  std::atomic<bool> beside = false;
+  std::jthread other([&] {
+    ThreadPool::alone([&] {
+      const std::thread::id self = std::this_thread::get_id();
+      pool.run(100, [&](std::int64_t) {
+        if (std::this_thread::get_id() != self || at::get_num_threads() != 1 ||
+            at::GradMode::is_enabled())
+          ++wrong;
+        ++pieces;
+      });
+    });
+    beside = true;
+  });
+  // Until it is done, the pool's own call goes on: neither waits for the other.
+  pool.run(2, [&](std::int64_t) {
+    while (!beside.load()) std::this_thread::yield();
+  });
+  EXPECT_EQ(wrong.load(), 0);
+  EXPECT_EQ(pieces.load(), 100);
+}
+
 TEST(ThreadPool, UsesItsThreads) {
   ThreadPool pool(3);
   std::atomic<int> inside = 0;
