@@ -20,6 +20,7 @@ struct TrainBench {
   std::uint64_t k = 32;
   double l1 = 0.04;
   double l0_target = 32;
+  double l0 = 0;                     // at the start, of architectures without k; 0: as drawn
   std::string precision = "fp32";    // fp32 | bf16
   std::string against = "separate";  // separate | autograd
   std::uint64_t steps = 3;           // of each SAE, a round
@@ -28,8 +29,8 @@ struct TrainBench {
 };
 // Keys: sae_tokens_per_s (tokens times SAEs), sae_tokens_per_cpu_s (a second of all cores' time
 // together: what others do on the machine does not count), baseline {name, sae_tokens_per_s},
-// ratio, roofline. Errors: kInvalidArgument for an architecture, precision or baseline that there
-// is not.
+// ratio, roofline, l0 of the last step. Errors: kInvalidArgument for an architecture, precision or
+// baseline that there is not.
 Result<Json> bench_train(const TrainBench& bench);
 
 struct HarvestBench {

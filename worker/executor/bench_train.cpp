@@ -5,8 +5,12 @@
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +22,7 @@
 #include "worker/activations/row_stream.h"
 #include "worker/executor/bench.h"
 #include "worker/parallel/thread_pool.h"
+#include "worker/sae/sae.h"
 #include "worker/training/cohort.h"
 #include "worker/training/products/isa.h"
 #include "worker/training/products/product.h"
@@ -96,6 +101,65 @@ Result<sweeps::TrainingSpec> make_spec(const TrainBench& bench, std::uint64_t st
   return spec;
 }
 
+// A file with an SAE of random directions whose gates open, or thresholds are passed, by about `l0`
+// latents a row; removed at the end.
+class SparseStart {
+ public:
+  static Result<std::unique_ptr<SparseStart>> make(const sweeps::TrainingSpec& spec, double l0,
+                                                   RowStream& stream) {
+    const auto width = static_cast<std::int64_t>(spec.d_sae), d = stream.d_in();
+    if (spec.k || l0 > static_cast<double>(width))
+      return fail(ErrorCode::kInvalidArgument,
+                  "--l0 {}: of an architecture without k, at most d_sae {}", l0, width);
+    Sae sae;
+    sae.w_dec = at::empty({width, d}, at::kFloat);
+    Rng rng(1, "bench.start");
+    for (std::int64_t i = 0; i < width * d; ++i)
+      sae.w_dec.mutable_data_ptr<float>()[i] = static_cast<float>(rng.normal());
+    sae.w_dec.div_(sae.w_dec.norm(2, {1}, true));
+    sae.w_enc = sae.w_dec;
+    sae.b_dec = at::zeros({d}, at::kFloat);
+    at::Tensor sample = at::empty({256, d}, at::kFloat);
+    SAE_TRY_VOID(stream.read(0, 256, sample.mutable_data_ptr<float>()));
+    const at::Tensor z = at::mm(sample, sae.w_enc.t()).flatten();
+    const auto above = static_cast<std::int64_t>(l0 * 256);
+    const at::Tensor height = std::get<0>(z.kthvalue(std::max<std::int64_t>(1, z.numel() - above)));
+    const at::Tensor heights = height.expand({width}).contiguous();
+    sae.b_enc = heights.neg();
+    if (spec.architecture == sweeps::Architecture::kJumpRelu) {
+      sae.selection = Sae::Selection::kThreshold;
+      sae.b_enc = at::zeros({width}, at::kFloat);
+      sae.threshold = heights;
+    } else if (spec.architecture == sweeps::Architecture::kGated ||
+               spec.architecture == sweeps::Architecture::kGatedPAnneal) {
+      sae.selection = Sae::Selection::kGated;
+      sae.b_gate = sae.b_mag = sae.b_enc;
+      sae.r_mag = at::zeros({width}, at::kFloat);
+    }
+    auto made = std::make_unique<SparseStart>();
+    std::string path = (std::filesystem::temp_directory_path() / "saesweep-bench-XXXXXX").string();
+    const int file = ::mkstemp(path.data());
+    if (file < 0) return fail(ErrorCode::kUnavailable, "no temporary file {}", path);
+    ::close(file);
+    made->path_ = path;
+    const std::string bytes = serialize_sae(sae);
+    if (!std::ofstream(path, std::ios::binary).write(bytes.data(), std::ssize(bytes)))
+      return fail(ErrorCode::kResourceExhausted, "{} cannot be written", path);
+    return made;
+  }
+  SparseStart() = default;
+  SparseStart(const SparseStart&) = delete;
+  SparseStart& operator=(const SparseStart&) = delete;
+  ~SparseStart() {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
 // Trainers that go on from round to round.
 class OurSaes {
  public:
@@ -115,13 +179,17 @@ class OurSaes {
   Result<void> advance(std::uint64_t steps) {
     for (std::uint64_t step = 0; step < steps; ++step) {
       SAE_TRY(const auto outcomes, cohort_->advance());
-      for (const auto& outcome : outcomes)
+      for (const auto& outcome : outcomes) {
         if (!outcome.report) return fail(outcome.report.error());
+        l0_ = outcome.report->l0;
+      }
     }
     return {};
   }
+  double l0() const { return l0_; }  // of the last step
 
  private:
+  double l0_ = 0;
   std::unique_ptr<Cohort> cohort_;
 };
 
@@ -178,18 +246,24 @@ class AutogradSae {
 
 // What the step's arithmetic comes to against the inner loop alone, both for a second of one core.
 // FLOPs of hand-written passes: the encoder's product and sparse decoding and gradients, or five
-// products of that size; bytes of the weights, their gradients and moments.
-Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, const Rates& rates) {
+// products of that size (seven of the gated family, which reconstructs twice). Bytes of the
+// weights: gradients written, read for their norm and by Adam, which reads and writes weights and
+// moments; bytes of the activations of dense passes, written and read.
+Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, double l0, const Rates& rates) {
+  using enum sweeps::Architecture;
   const auto d = static_cast<double>(d_in), width = static_cast<double>(spec.d_sae);
+  const bool gated = spec.architecture == kGated || spec.architecture == kGatedPAnneal;
+  const bool sparse = spec.k || l0 < width / 16;
   const double flops =
-      spec.k ? 2 * d * width + 8 * d * static_cast<double>(*spec.k) : 10 * d * width;
-  const double bytes = 68 * d * width / static_cast<double>(spec.batch);
+      sparse ? 2 * d * width + (gated ? 12 : 8) * d * l0 : (gated ? 14 : 10) * d * width;
+  const double visits = gated ? 9 : spec.architecture == kJumpRelu ? 8 : 6;
   const double ceiling = products::flops_per_second(spec.precision == sweeps::Precision::kFloat32
                                                         ? products::Numbers::kFloat
                                                         : products::bf16_numbers());
   const double reached = flops * rates.ours_per_cpu_second;
   return {{"flops_per_sae_token", flops},
-          {"weight_bytes_per_sae_token", bytes},
+          {"weight_bytes_per_sae_token", 72 * d * width / static_cast<double>(spec.batch)},
+          {"activation_bytes_per_sae_token", sparse ? 0 : 4 * visits * width},
           {"gflops_per_core", reached * 1e-9},
           {"ceiling_gflops_per_core", ceiling * 1e-9},
           {"share", reached / ceiling},
@@ -201,7 +275,7 @@ Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, const Rates& 
 Result<Json> bench_train(const TrainBench& bench) {
   // Rounds and the one that warms up.
   const std::uint64_t steps = bench.steps * (1 + std::max(1U, bench.rounds));
-  SAE_TRY(const auto spec, make_spec(bench, steps));
+  SAE_TRY(auto spec, make_spec(bench, steps));
   const bool autograd = bench.against == "autograd";
   if (!autograd && bench.against != "separate")
     return fail(ErrorCode::kInvalidArgument, "--against {}: separate or autograd would be right",
@@ -215,6 +289,11 @@ Result<Json> bench_train(const TrainBench& bench) {
   ThreadPool pool(bench_threads(bench.threads));
   const auto d_in = static_cast<std::int64_t>(bench.d_in);
   SyntheticRows stream(8 * bench.batch, d_in);
+  std::unique_ptr<SparseStart> start;
+  if (bench.l0 > 0) {
+    SAE_TRY(start, SparseStart::make(spec, bench.l0, stream));
+    spec.init_path = start->path();
+  }
   SAE_TRY(const auto together, OurSaes::make(spec, bench.saes, stream, pool));
   std::vector<std::unique_ptr<OurSaes>> separate;
   std::vector<AutogradSae> plain;
@@ -256,7 +335,8 @@ Result<Json> bench_train(const TrainBench& bench) {
   const char* name = autograd ? "LibTorch operators and autograd" : "separate runs";
   return Json{{"sae_tokens_per_s", rates.ours},
               {"sae_tokens_per_cpu_s", rates.ours_per_cpu_second},
-              {"roofline", roofline(spec, d_in, rates)},
+              {"roofline", roofline(spec, d_in, together->l0(), rates)},
+              {"l0", together->l0()},
               {"baseline", {{"name", name}, {"sae_tokens_per_s", rates.baseline}}},
               {"ratio", rates.ours / rates.baseline},
               {"arch", bench.arch},

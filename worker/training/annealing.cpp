@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace saesweep::worker {
@@ -31,10 +32,11 @@ double Annealing::of_row(double sum, double p) const {
   return function_ == sweeps::SparsityFunction::kLp ? std::pow(sum, 1 / p) : sum;
 }
 
-void Annealing::bend(const float* f, std::size_t n, double scale, std::vector<double>& powers,
-                     float* pull, Penalty& sum) const {
+void Annealing::bend(std::span<const float> f, double scale, std::span<float> pull,
+                     Penalty& sum) const {
+  std::vector<double> powers(f.size());
   double now = 0, next = 0;
-  for (std::size_t i = 0; i < n; ++i) {
+  for (std::size_t i = 0; i < f.size(); ++i) {
     if (!(f[i] > 0)) continue;
     const double value = f[i];
     powers[i] = p_ == 1 ? value : std::pow(value, p_);
@@ -44,10 +46,25 @@ void Annealing::bend(const float* f, std::size_t n, double scale, std::vector<do
   double outer = p_;  // d penalty / d f = outer * f^(p - 1)
   if (function_ == sweeps::SparsityFunction::kLp) outer = now > 0 ? std::pow(now, 1 / p_ - 1) : 0;
   // f^(p - 1) is infinite at 0, where nothing pulls.
-  for (std::size_t i = 0; i < n; ++i)
+  for (std::size_t i = 0; i < f.size(); ++i)
     if (f[i] > 0) pull[i] = static_cast<float>(scale * outer * powers[i] / f[i]);
   sum.now += of_row(now, p_);
   if (next_p_) sum.next += of_row(next, *next_p_);
+}
+
+void Annealing::bend_tile(const Slabs& f, std::int64_t first, std::int64_t count,
+                          std::int64_t latents, double scale, const Slabs& pulls,
+                          Penalty& sum) const {
+  std::vector<float> f_row(static_cast<std::size_t>(latents)), pull(f_row.size(), 0.0F);
+  for (std::int64_t row = 0; row < count; ++row) {
+    for (std::int64_t latent = 0; latent < latents; latent += Slabs::kSlab)
+      std::copy_n(f.block(first + row, latent), std::min(Slabs::kSlab, latents - latent),
+                  f_row.begin() + latent);
+    bend(f_row, scale, pull, sum);
+    for (std::int64_t latent = 0; latent < latents; latent += Slabs::kSlab)
+      std::copy_n(pull.begin() + latent, std::min(Slabs::kSlab, latents - latent),
+                  pulls.block(row, latent));
+  }
 }
 
 void Annealing::advance(std::uint64_t step, const Penalty& mean) {

@@ -10,12 +10,14 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "core/json.h"
 #include "core/result.h"
 #include "sweeps/spec.h"
+#include "worker/training/slabs.h"
 
 namespace saesweep::worker {
 
@@ -33,9 +35,11 @@ class Annealing {
   bool is_curved() const { return p_ != 1 || next_p_.has_value(); }
 
   // Writes to pull[i] the gradient of scale * penalty to each f[i] > 0 of a row and adds the row's
-  // penalty. `powers` is room for `n` values. Other pulls are left as they are.
-  void bend(const float* f, std::size_t n, double scale, std::vector<double>& powers, float* pull,
-            Penalty& sum) const;
+  // penalty. Other pulls are left as they are.
+  void bend(std::span<const float> f, double scale, std::span<float> pull, Penalty& sum) const;
+  // The same for `count` rows of activations from `first` on, into pulls [count, latents].
+  void bend_tile(const Slabs& f, std::int64_t first, std::int64_t count, std::int64_t latents,
+                 double scale, const Slabs& pulls, Penalty& sum) const;
   // After a step that counts; its penalty as means over rows.
   void advance(std::uint64_t step, const Penalty& mean);
 

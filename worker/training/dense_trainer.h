@@ -1,8 +1,13 @@
-// What dense families share after their rows are done: the gradients that sum over the whole batch.
+// What families share whose activations may be many or few: a pass goes over all of them, block by
+// block, or over those alone that are there.
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <vector>
 
+#include "worker/training/dense_blocks.h"
+#include "worker/training/dense_passes.h"
 #include "worker/training/trainer_base.h"
 
 namespace saesweep::worker {
@@ -11,24 +16,46 @@ class DenseTrainer : public TrainerBase {
  protected:
   using TrainerBase::TrainerBase;
 
-  // What the gradients of the weights sum over, a row of the batch each.
-  struct Kept {
-    Kept(std::int64_t rows, std::int64_t d_sae, std::int64_t d_in);
-    at::Tensor f, d_z;  // [batch, d_sae]: codes; gradients of the encoder's product
-    at::Tensor x, g;    // [batch, d_in]: what the encoder read; gradient of the reconstruction
+  // A pass over all pre-activations: take(row, latent, z, height, seen) gets each block of the
+  // encoder's product, without the bias, and notes what it sees.
+  struct Encoded {
+    std::int64_t above = 0;  // how many were worth a look
+    bool finite = true;
   };
-  // W_dec's gradient becomes f^T g, W_enc's d_z^T x.
-  void weight_gradients(const Kept& kept);
-  // d_z W_enc for the sum over rows of d_z, [d_sae] -> [d_in]: what b_dec gets where it is
-  // subtracted before the encoder.
-  std::vector<double> through_encoder(const std::vector<double>& d_z) const;
-};
+  template <class Take>
+  Encoded encode_all(const CentredRows& rows, const PackedEncoder& encoder,
+                     const Take& take) const {
+    std::vector<dense_blocks::Seen> seen(static_cast<std::size_t>(tiles()));
+    for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+      encode_tile(rows, encoder, first, count,
+                  [&](std::int64_t row, std::int64_t latent, float* z, std::int64_t height) {
+                    take(row, latent, z, height, seen[static_cast<std::size_t>(index)]);
+                  });
+    });
+    Encoded encoded;
+    for (const dense_blocks::Seen& of_tile : seen) {
+      encoded.above += of_tile.count();
+      encoded.finite = encoded.finite && of_tile.finite();
+    }
+    return encoded;
+  }
+  // What is above the encoder's floors, as codes if that is little of the batch; else
+  // `encode_everything` was called. Which way is taken depends on the batch alone; what the last
+  // one was like decides which is tried first.
+  struct Found {
+    std::optional<SparseCodes> few;
+    std::int64_t above = 0;
+    bool finite = true;
+  };
+  Found find(const CentredRows& rows, const PackedEncoder& encoder,
+             const std::function<Encoded()>& encode_everything);
 
-// Adds the rows of a tensor [rows, columns] to `sums`.
-void add_rows(const at::Tensor& rows, std::vector<double>& sums);
-// Adds the floats of a tile to sums over the batch.
-void add_to(std::vector<double>& sums, const std::vector<float>& of_tile);
-// values as fp32, into a vector of that size.
-void store(const std::vector<double>& values, at::Tensor& out);
+  // Gradients of W_dec and W_enc over the whole batch: f^T g and d_z^T read.
+  void dense_weight_gradients(const Slabs& f, const Slabs& d_z, const float* g,
+                              const CentredRows& read);
+
+ private:
+  bool expects_few_ = false;  // speed only
+};
 
 }  // namespace saesweep::worker

@@ -71,43 +71,41 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
       sparsity_scale() * spec_.l1.value_or(0) * inverse_rows / static_cast<double>(d);
   const at::Tensor lengths = norms();
   const at::Tensor decoder_rows = directions(lengths);
-  const at::Tensor decoder = operand(decoder_rows);
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();
+  const float* x_values = x.const_data_ptr<float>();
+  const CentredRows read = rows_of_batch(x_values);
+  const PackedEncoder encoder = packed_encoder();
+  const PackedDecoder decoder =
+      pack_decoder(*pool_, decoder_rows.const_data_ptr<float>(), width, d, numbers_of(spec_));
 
+  const Slabs f(rows, width), d_z(rows, width);
+  const Encoded encoded =
+      encode_all(read, encoder,
+                 [&](std::int64_t row, std::int64_t latent, const float* z, std::int64_t height,
+                     dense_blocks::Seen& seen) {
+                   dense_blocks::relu_forward(z, &encoder.bias[static_cast<std::size_t>(latent)],
+                                              f.block(row, latent), height, seen);
+                 });
   struct Sums {
-    double squared_error = 0, activations = 0, active = 0;
-    bool finite = true;
-    std::vector<double> g_columns, d_columns;
-    std::vector<char> fired;
+    double squared_error = 0;
+    std::vector<double> g_columns;
+    std::vector<float> f, d_z;  // by latent, padded
   };
   std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
-  Kept kept(rows, width, d);
   at::Tensor reconstruction = at::empty({rows, d}, at::kFloat);
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    Sums& sum = sums[static_cast<std::size_t>(index)];
-    kept.x.narrow(0, first, count).copy_(x.narrow(0, first, count));
-    at::Tensor f = kept.f.narrow(0, first, count);
-    multiply(f, kept.x.narrow(0, first, count), encoder_t);
-    f.add_(parameters_.b_enc);
-    sum.finite = kernels::all_finite(f.const_data_ptr<float>(), count * width);
-    f.clamp_min_(0);
-    at::Tensor out = reconstruction.narrow(0, first, count);
-    multiply(out, f, decoder);
-    out.add_(parameters_.b_dec);
-    const at::Tensor error = out - x.narrow(0, first, count);
-    sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
-    sum.fired.assign(latents, 0);
-    const float* values = f.const_data_ptr<float>();
-    for (std::int64_t row = 0; row < count; ++row)
-      for (std::size_t i = 0; i < latents; ++i, ++values) {
-        if (*values <= 0) continue;
-        sum.activations += *values;
-        sum.active += 1;
-        sum.fired[i] = 1;
-      }
+    float* out = reconstruction.mutable_data_ptr<float>() + first * d;
+    decode_tile(decoder.forth, f, first, count, out);
+    std::vector<float> error(static_cast<std::size_t>(d));
+    for (std::int64_t row = 0; row < count; ++row) {
+      kernels::axpy(1, parameters_.b_dec.const_data_ptr<float>(), out + row * d, d);
+      std::copy_n(out + row * d, d, error.begin());
+      kernels::axpy(-1, x_values + (first + row) * d, error.data(), d);
+      sums[static_cast<std::size_t>(index)].squared_error +=
+          kernels::sum_of_squares(error.data(), d);
+    }
   });
   PassSums result;
-  for (const Sums& sum : sums) result.finite = result.finite && sum.finite;
+  result.finite = encoded.finite;
   // Nothing is asked of the model about what is no number; the step is skipped.
   SplicedModel::Said said;
   if (result.finite)
@@ -115,43 +113,49 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
   else
     said.gradient = at::zeros_like(reconstruction);
 
+  const float* g = said.gradient.const_data_ptr<float>();
+  const std::vector<float> pulls(encoder.bias.size(), static_cast<float>(pull));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
-    at::Tensor g = kept.g.narrow(0, first, count);
-    g.copy_(said.gradient.narrow(0, first, count));
     sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    add_rows(g, sum.g_columns);
-    at::Tensor d_z = kept.d_z.narrow(0, first, count);
-    multiply(d_z, g, decoder.t());
-    d_z.add_(pull).mul_(kept.f.narrow(0, first, count) > 0);
-    sum.d_columns.assign(latents, 0);
-    add_rows(d_z, sum.d_columns);
+    for (std::int64_t row = first; row < first + count; ++row)
+      kernels::add_scaled(1, g + row * d, sum.g_columns.data(), d);
+    sum.f.assign(pulls.size(), 0);
+    sum.d_z.assign(pulls.size(), 0);
+    decode_back_tile(
+        decoder.back, g + first * d, count,
+        [&](std::int64_t row, std::int64_t latent, const float* d_f, std::int64_t height) {
+          const auto at = static_cast<std::size_t>(latent);
+          dense_blocks::relu_backward(f.block(first + row, latent), d_f, &pulls[at], 0,
+                                      d_z.block(first + row, latent), {&sum.f[at], &sum.d_z[at]},
+                                      height);
+        });
   });
-  weight_gradients(kept);
+  dense_weight_gradients(f, d_z, g, read);
   // From W to V: what pulls along V_i changes nothing.
   const at::Tensor along =
       (gradients_.w_dec * decoder_rows).sum(1, /*keepdim=*/true) * decoder_rows;
   gradients_.w_dec.sub_(along).div_(lengths.clamp_min(1e-12));
 
-  double squared_error = 0, activations = 0, active = 0;
-  std::vector<double> b_dec(static_cast<std::size_t>(d), 0), b_enc(latents, 0);
-  std::vector<char> fired(latents, 0);
+  double squared_error = 0, activations = 0;
+  std::vector<double> b_dec(static_cast<std::size_t>(d), 0), b_enc(latents, 0), of_f(latents, 0);
   for (const Sums& sum : sums) {
     squared_error += sum.squared_error;
-    activations += sum.activations;
-    active += sum.active;
     for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-    for (std::size_t i = 0; i < latents; ++i) {
-      b_enc[i] += sum.d_columns[i];
-      fired[i] |= sum.fired[i];
-    }
+    add_to(of_f, sum.f);
+    add_to(b_enc, sum.d_z);
+  }
+  std::vector<char> fired(latents, 0);
+  for (std::size_t i = 0; i < latents; ++i) {
+    activations += of_f[i];
+    fired[i] = of_f[i] > 0 ? 1 : 0;
   }
   store(b_enc, gradients_.b_enc);
   store(b_dec, gradients_.b_dec);
   result.in_place = said.kl;
   result.sparsity = activations * pull;
   result.reconstruction = squared_error * inverse_rows;
-  result.l0 = active * inverse_rows;
+  result.l0 = static_cast<double>(encoded.above) * inverse_rows;
   result.fve = variance_explained(x, squared_error);
   next_silence_ = advance_silence(fired);
   return result;

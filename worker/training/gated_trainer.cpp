@@ -8,13 +8,12 @@
 // auxiliary reconstruction out of relu(gate), through a decoder that is held still.
 #include <ATen/ATen.h>
 
-#include <cmath>
+#include <algorithm>
 #include <optional>
+#include <span>
 
 #include "worker/training/annealing.h"
-#include "worker/training/dense_rows.h"
 #include "worker/training/dense_trainer.h"
-#include "worker/training/kernels.h"
 
 namespace saesweep::worker {
 namespace {
@@ -30,7 +29,30 @@ class GatedTrainer final : public DenseTrainer {
   }
 
  private:
+  struct TileSums {
+    DecodeSums decoded;
+    double auxiliary = 0;        // squared error of the gates' reconstruction
+    Annealing::Penalty penalty;  // only if curved
+    std::vector<float> b_gate, b_mag, r_mag, d_z, active, gates;  // as GatedSums, padded
+    void resize(std::size_t n) {
+      for (auto* each : {&b_gate, &b_mag, &r_mag, &d_z, &active, &gates}) each->assign(n, 0);
+    }
+  };
+  // A batch on its way through a pass. What belongs to latents is padded.
+  struct Batch {
+    const float* x;
+    CentredRows read;  // x - b_dec
+    double scale;      // of the penalty, of a mean over rows
+    bool curved;
+    std::vector<float> ratio, b_mag, shift, pulls;
+    float factor() const { return static_cast<float>(2.0 / static_cast<double>(read.rows)); }
+  };
+
   PassSums pass(const at::Tensor& x) override;
+  // Both fill the gradients of W_dec and W_enc. openings: the gates' pre-activations, which are
+  // given up, and f, of all latents; codes: those of open gates.
+  std::vector<TileSums> dense(const Batch& batch_in, const Slabs& openings, const Slabs& f);
+  std::vector<TileSums> sparse(const Batch& batch_in, const SparseCodes& codes);
   void keep_bookkeeping() override {
     if (annealing_) annealing_->advance(step_, last_penalty_);
   }
@@ -55,103 +77,195 @@ class GatedTrainer final : public DenseTrainer {
   Annealing::Penalty last_penalty_;  // of the last pass, means over rows
 };
 
-PassSums GatedTrainer::pass(const at::Tensor& x) {
+std::vector<GatedTrainer::TileSums> GatedTrainer::dense(const Batch& batch_in,
+                                                        const Slabs& openings, const Slabs& f) {
+  constexpr std::int64_t kHeight = products::kBlockRows;
   const std::int64_t d = d_in(), width = d_sae(), rows = batch();
-  const auto latents = static_cast<std::size_t>(width);
-  const double inverse_rows = 1.0 / static_cast<double>(rows);
-  const double scale =
-      sparsity_scale() * (annealing_ ? annealing_->coefficient() : spec_.l1.value_or(0));
-  const bool curved = annealing_ && annealing_->is_curved();
-  Kept kept(rows, width, d);
-  const at::Tensor encoder_t = operand(parameters_.w_enc).t();  // [d, d_sae]
-  const at::Tensor decoder = operand(parameters_.w_dec);
-  const at::Tensor magnitude = parameters_.more.at("r_mag").exp();
-  const float* b_gate = parameters_.b_enc.const_data_ptr<float>();
-  const float* b_mag = parameters_.more.at("b_mag").const_data_ptr<float>();
-  const float* exp_r = magnitude.const_data_ptr<float>();
-
-  struct Sums {
-    double squared_error = 0, auxiliary = 0, active = 0, penalty = 0;
-    Annealing::Penalty curved;
-    bool finite = true;
-    std::vector<double> g_columns;
-    std::vector<float> b_gate, b_mag, r_mag, d_z;
-    std::vector<char> fired;
-  };
-  std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
+  const float* b_dec = parameters_.b_dec.const_data_ptr<float>();
+  const products::Scratch g(rows * d);  // gradient of the main reconstruction
+  const PackedDecoder decoder =
+      pack_decoder(*pool_, parameters_.w_dec.const_data_ptr<float>(), width, d, numbers_of(spec_));
+  std::vector<TileSums> sums(static_cast<std::size_t>(tiles()));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    Sums& sum = sums[static_cast<std::size_t>(index)];
-    at::Tensor rows_in = kept.x.narrow(0, first, count);
-    rows_in.copy_(centred(x, first, count));
-    at::Tensor z = at::empty({count, width}, at::kFloat), gate = at::empty_like(z);
-    multiply(z, rows_in, encoder_t);
-    sum.finite = kernels::all_finite(z.const_data_ptr<float>(), count * width);
-    at::Tensor f = kept.f.narrow(0, first, count);
-    for (std::int64_t row = 0; row < count; ++row)
-      dense_rows::gated_forward(z.const_data_ptr<float>() + row * width, b_gate, exp_r, b_mag,
-                                gate.mutable_data_ptr<float>() + row * width,
-                                f.mutable_data_ptr<float>() + row * width, width);
-    at::Tensor error = at::empty({count, d}, at::kFloat), aux_error = at::empty_like(error);
-    for (auto [codes, out] : {std::pair{&f, &error}, {&gate, &aux_error}}) {
-      multiply(*out, *codes, decoder);
-      out->add_(parameters_.b_dec).sub_(x.narrow(0, first, count));
+    TileSums& sum = sums[static_cast<std::size_t>(index)];
+    // Gradients of both reconstructions, eight rows of the one and eight of the other in turn: a
+    // block of the way back is followed by its like.
+    const std::int64_t whole = (count + kHeight - 1) / kHeight * kHeight;
+    const products::Scratch gradients(2 * whole * d);
+    std::optional<Slabs> pulls;
+    {
+      const Slabs gates(count, width);
+      for (std::int64_t latent = 0; latent < width; latent += Slabs::kSlab)
+        dense_blocks::relu(openings.block(first, latent), gates.block(0, latent), count);
+      if (batch_in.curved) {
+        pulls.emplace(count, width);
+        annealing_->bend_tile(gates, 0, count, width, batch_in.scale, *pulls, sum.penalty);
+      }
+      const products::Scratch error(count * d), of_gates(count * d);
+      const float* x = batch_in.x + first * d;
+      decode_tile(decoder.forth, gates, 0, count, error.data());
+      sum.auxiliary =
+          finish_tile(b_dec, x, batch_in.factor(), count, d, error.data(), of_gates.data())
+              .squared_error;
+      decode_tile(decoder.forth, f, first, count, error.data());
+      float* of_codes = g.data() + first * d;
+      sum.decoded = finish_tile(b_dec, x, batch_in.factor(), count, d, error.data(), of_codes);
+      std::fill_n(gradients.data() + 2 * (whole - kHeight) * d, 2 * kHeight * d, 0.0F);
+      for (std::int64_t row = 0; row < count; row += kHeight) {
+        const std::int64_t values = std::min(kHeight, count - row) * d;
+        std::copy_n(of_codes + row * d, values, gradients.data() + 2 * row * d);
+        std::copy_n(of_gates.data() + row * d, values, gradients.data() + (2 * row + kHeight) * d);
+      }
     }
-    sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
-    sum.auxiliary = kernels::sum_of_squares(aux_error.const_data_ptr<float>(), count * d);
-    at::Tensor g = kept.g.narrow(0, first, count);
-    g.copy_(error.mul_(2 * inverse_rows));
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    add_rows(g, sum.g_columns);
-    at::Tensor d_f = kept.d_z.narrow(0, first, count),
-               d_gate = at::empty({count, width}, at::kFloat);
-    multiply(d_f, g, decoder.t());
-    multiply(d_gate, aux_error.mul_(2 * inverse_rows), decoder.t());
+    sum.resize(batch_in.ratio.size());
+    alignas(64) float d_f[kHeight * products::kBlockColumns];
+    decode_back_tile(
+        decoder.back, gradients.data(), 2 * whole,
+        [&](std::int64_t twice, std::int64_t latent, const float* d_gate, std::int64_t) {
+          if (twice / kHeight % 2 == 0) return void(std::copy_n(d_gate, std::size(d_f), d_f));
+          const std::int64_t row = (twice - kHeight) / 2;
+          const auto at = static_cast<std::size_t>(latent);
+          float* d_z = openings.block(first + row, latent);
+          dense_blocks::gated_backward(d_z, f.block(first + row, latent), &batch_in.ratio[at],
+                                       &batch_in.b_mag[at],
+                                       pulls ? pulls->block(row, latent) : &batch_in.pulls[at],
+                                       pulls ? Slabs::kSlab : 0, d_f, d_gate, d_z,
+                                       {&sum.b_gate[at], &sum.b_mag[at], &sum.r_mag[at],
+                                        &sum.d_z[at], &sum.active[at], &sum.gates[at]},
+                                       std::min(kHeight, count - row));
+        });
+  });
+  dense_weight_gradients(f, openings, g.data(), batch_in.read);
+  return sums;
+}
 
-    for (auto* each : {&sum.b_gate, &sum.b_mag, &sum.r_mag, &sum.d_z}) each->assign(latents, 0);
-    sum.fired.assign(latents, 0);
-    std::vector<float> pull(latents, static_cast<float>(scale * inverse_rows));
-    std::vector<double> powers(curved ? latents : 0);
-    const dense_rows::GatedSums of_rows{sum.b_gate.data(), sum.b_mag.data(), sum.r_mag.data(),
-                                        sum.d_z.data()};
-    for (std::int64_t row = 0; row < count; ++row) {
-      const float* gate_row = gate.const_data_ptr<float>() + row * width;
-      const float* f_row = f.const_data_ptr<float>() + row * width;
-      if (curved)
-        annealing_->bend(gate_row, latents, scale * inverse_rows, powers, pull.data(), sum.curved);
-      else
-        for (std::size_t i = 0; i < latents; ++i) sum.penalty += gate_row[i];
-      sum.active += static_cast<double>(dense_rows::gated_backward(
-          z.const_data_ptr<float>() + row * width, gate_row, f_row, exp_r, pull.data(),
-          d_gate.const_data_ptr<float>() + row * width, d_f.mutable_data_ptr<float>() + row * width,
-          of_rows, width));
-      for (std::size_t i = 0; i < latents; ++i) sum.fired[i] |= f_row[i] > 0 ? 1 : 0;
+std::vector<GatedTrainer::TileSums> GatedTrainer::sparse(const Batch& batch_in,
+                                                         const SparseCodes& gates) {
+  const std::int64_t d = d_in(), rows = batch();
+  const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(),
+                        parameters_.b_dec.const_data_ptr<float>(), d};
+  const products::Scratch error(rows * d);
+  SparseCodes codes = gates;
+  std::vector<float> d_gates(codes.entries.size()), d_codes(codes.entries.size());
+  SlicedRows g_and_x(rows, d);
+  std::vector<TileSums> sums(static_cast<std::size_t>(tiles()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    TileSums& sum = sums[static_cast<std::size_t>(index)];
+    sum.resize(batch_in.ratio.size());
+    const auto begin = static_cast<std::size_t>(gates.begin(first));
+    const auto open = static_cast<std::size_t>(gates.begin(first + count)) - begin;
+    std::vector<float> openings(open), ratio(open), shift(open), f(open), pulls(open);
+    for (std::size_t i = 0; i < open; ++i) {
+      const kernels::Code& gate = gates.entries[begin + i];
+      const auto latent = static_cast<std::size_t>(gate.latent);
+      openings[i] = gate.value;
+      ratio[i] = batch_in.ratio[latent];
+      shift[i] = batch_in.shift[latent];
+      pulls[i] = batch_in.pulls[latent];
+    }
+    dense_blocks::gated_codes(openings.data(), ratio.data(), shift.data(), f.data(), std::ssize(f));
+    for (std::size_t i = 0; i < open; ++i) codes.entries[begin + i].value = f[i];
+    if (batch_in.curved)
+      for (std::int64_t row = first; row < first + count; ++row) {
+        const auto from = static_cast<std::size_t>(gates.begin(row)) - begin;
+        const auto n = static_cast<std::size_t>(gates.end(row) - gates.begin(row));
+        annealing_->bend(std::span(openings).subspan(from, n), batch_in.scale,
+                         std::span(pulls).subspan(from, n), sum.penalty);
+      }
+    sum.auxiliary = decode_rows(gates, decoder, batch_in.x, batch_in.read.data, batch_in.factor(),
+                                first, count, error.data(), d_gates, nullptr)
+                        .squared_error;
+    sum.decoded = decode_rows(codes, decoder, batch_in.x, batch_in.read.data, batch_in.factor(),
+                              first, count, error.data(), d_codes, &g_and_x);
+    for (std::size_t i = 0; i < open; ++i) {
+      const auto latent = static_cast<std::size_t>(gates.entries[begin + i].latent);
+      const float of_magnitude = f[i] > 0 ? d_codes[begin + i] : 0.0F;
+      const float of_gate = d_gates[begin + i] + pulls[i];
+      const float both = of_magnitude * ratio[i] + of_gate;
+      sum.b_gate[latent] += of_gate;
+      sum.b_mag[latent] += of_magnitude;
+      sum.r_mag[latent] += of_magnitude * (f[i] - batch_in.b_mag[latent]);
+      sum.d_z[latent] += both;
+      sum.active[latent] += f[i] > 0 ? 1.0F : 0.0F;
+      sum.gates[latent] += openings[i];
+      d_codes[begin + i] = both;
     }
   });
-  weight_gradients(kept);
+  sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/false);
+  return sums;
+}
+
+PassSums GatedTrainer::pass(const at::Tensor& x) {
+  const std::int64_t width = d_sae();
+  const auto latents = static_cast<std::size_t>(width);
+  const double inverse_rows = 1.0 / static_cast<double>(batch());
+  const double scale =
+      sparsity_scale() * (annealing_ ? annealing_->coefficient() : spec_.l1.value_or(0));
+  const products::Scratch x_centred = centred(x);
+  const at::Tensor ratio = parameters_.more.at("r_mag").exp();
+  const at::Tensor& b_mag = parameters_.more.at("b_mag");
+  const at::Tensor shift = b_mag - ratio * parameters_.b_enc;
+  const auto padded = [&](const at::Tensor& values) {
+    return products::padded(values.const_data_ptr<float>(), width, 0);
+  };
+  const Batch batch_in{.x = x.const_data_ptr<float>(),
+                       .read = rows_of_batch(x_centred.data()),
+                       .scale = scale * inverse_rows,
+                       .curved = annealing_ && annealing_->is_curved(),
+                       .ratio = padded(ratio),
+                       .b_mag = padded(b_mag),
+                       .shift = padded(shift),
+                       .pulls = std::vector<float>(latents + products::kBlockColumns,
+                                                   static_cast<float>(scale * inverse_rows))};
+  const PackedEncoder encoder = packed_encoder();
+
+  std::optional<Slabs> openings, f;
+  const auto encode_everything = [&] {
+    openings.emplace(batch(), width);
+    f.emplace(batch(), width);
+    return encode_all(batch_in.read, encoder,
+                      [&](std::int64_t row, std::int64_t latent, const float* z,
+                          std::int64_t height, dense_blocks::Seen& seen) {
+                        const auto at = static_cast<std::size_t>(latent);
+                        dense_blocks::gated_forward(
+                            z, &encoder.bias[at], &batch_in.ratio[at], &batch_in.shift[at],
+                            openings->block(row, latent), f->block(row, latent), height, seen);
+                      });
+  };
+  const Found found = find(batch_in.read, encoder, encode_everything);
+  const std::vector<TileSums> sums =
+      found.few ? sparse(batch_in, *found.few) : dense(batch_in, *openings, *f);
 
   PassSums result;
-  double squared_error = 0, auxiliary = 0, active = 0;
+  result.finite = found.finite;
+  double squared_error = 0, auxiliary = 0;
   Annealing::Penalty penalty;
   std::vector<double> of_gate(latents, 0), of_magnitude(latents, 0), of_ratio(latents, 0);
-  std::vector<double> d_z(latents, 0), b_dec(static_cast<std::size_t>(d), 0);
-  std::vector<char> fired(latents, 0);
-  for (const Sums& sum : sums) {
-    squared_error += sum.squared_error;
+  std::vector<double> d_z(latents, 0), active(latents, 0), gates(latents, 0);
+  std::vector<double> b_dec(static_cast<std::size_t>(d_in()), 0);
+  for (const TileSums& sum : sums) {
+    squared_error += sum.decoded.squared_error;
     auxiliary += sum.auxiliary;
-    active += sum.active;
-    penalty.now += curved ? sum.curved.now : sum.penalty;
-    penalty.next += sum.curved.next;
-    result.finite = result.finite && sum.finite;
+    penalty.now += sum.penalty.now;
+    penalty.next += sum.penalty.next;
     add_to(of_gate, sum.b_gate);
     add_to(of_magnitude, sum.b_mag);
     add_to(of_ratio, sum.r_mag);
     add_to(d_z, sum.d_z);
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-    for (std::size_t i = 0; i < latents; ++i) fired[i] |= sum.fired[i];
+    add_to(active, sum.active);
+    add_to(gates, sum.gates);
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.decoded.g_columns[j];
   }
-  // b_dec is subtracted before the encoder as well, for both reconstructions.
-  const std::vector<double> through = through_encoder(d_z);
-  for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= through[j];
+  double active_in_all = 0;
+  std::vector<char> fired(latents, 0);
+  for (std::size_t i = 0; i < latents; ++i) {
+    active_in_all += active[i];
+    fired[i] = active[i] > 0 ? 1 : 0;
+    if (!batch_in.curved) penalty.now += gates[i];
+  }
+  // The encoder subtracts b_dec from what both reconstructions see.
+  store(d_z, gradients_.b_enc);
+  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), b_dec);
   store(of_gate, gradients_.b_enc);
   store(of_magnitude, gradients_.more.at("b_mag"));
   store(of_ratio, gradients_.more.at("r_mag"));
@@ -160,7 +274,7 @@ PassSums GatedTrainer::pass(const at::Tensor& x) {
   result.reconstruction = squared_error * inverse_rows;
   result.auxiliary = auxiliary * inverse_rows;
   result.sparsity = last_penalty_.now * scale;
-  result.l0 = active * inverse_rows;
+  result.l0 = active_in_all * inverse_rows;
   result.fve = variance_explained(x, squared_error);
   next_silence_ = advance_silence(fired);
   return result;

@@ -11,8 +11,8 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <limits>
 
-#include "worker/training/dense_rows.h"
 #include "worker/training/dense_trainer.h"
 #include "worker/training/kernels.h"
 
@@ -45,6 +45,7 @@ class JumpReluTrainer final : public DenseTrainer {
   struct Latents {
     explicit Latents(std::size_t n)
         : active(n, 0),
+          positive(n, 0),
           near(n, 0),
           near_jump(n, 0),
           window(n, 0),
@@ -52,14 +53,31 @@ class JumpReluTrainer final : public DenseTrainer {
           slopes(n, 0),
           pulls(n, 0),
           excesses(n, 0) {}
-    std::vector<Number> active, near, near_jump, window, d_z;  // as dense_rows::JumpSums
-    std::vector<Number> slopes, pulls, excesses;               // of tanh alone
+    std::vector<Number> active, positive, near, near_jump, window, d_z;  // as JumpSums
+    std::vector<Number> slopes, pulls, excesses;                         // of tanh alone
+  };
+  struct TileSums {
+    DecodeSums decoded;
+    double penalty = 0, below = 0;  // of tanh
+    Latents<float> latents{0};
+  };
+  // A batch on its way through a pass. What belongs to latents is padded.
+  struct Batch {
+    CentredRows read;  // x
+    float pull;        // of tanh
+    std::vector<float> thresholds, norm_scale, below_weight;
   };
 
   at::Tensor& threshold() { return parameters_.more.at("threshold"); }
+  bool is_tanh() const { return spec_.sparsity_loss == SparsityLoss::kTanh; }
+  float bandwidth() const { return static_cast<float>(spec_.bandwidth); }
   PassSums pass(const at::Tensor& x) override;
-  // z = x W_enc^T + b_enc in fp32, of operands that are rounded if the precision says so.
-  void encode(const at::Tensor& x, const at::Tensor& encoder_t, at::Tensor& z) const;
+  // Below its floor nothing is said and no window reaches: the passes need not look.
+  std::vector<float> floors() const;
+  // Both fill the gradients of W_dec (of the reconstruction) and W_enc. z, which is given up, and
+  // f: of all latents. codes: of those above the floors, with their z.
+  std::vector<TileSums> dense(const Batch& batch_in, const Slabs& z, const Slabs& f);
+  std::vector<TileSums> sparse(const Batch& batch_in, SparseCodes& codes);
   // The penalty of the batch; writes the gradient of the thresholds.
   double penalise(const Latents<double>& of);
   void pull_norms(const Latents<double>& of, const at::Tensor& norms);
@@ -72,101 +90,168 @@ class JumpReluTrainer final : public DenseTrainer {
   }
 };
 
-void JumpReluTrainer::encode(const at::Tensor& x, const at::Tensor& encoder_t,
-                             at::Tensor& z) const {
-  if (spec_.precision == sweeps::Precision::kFloat32)
-    at::mm_out(z, x, encoder_t);
-  else
-    at::mm_out(z, x.to(at::kBFloat16).to(at::kFloat), encoder_t);
-  z.add_(parameters_.b_enc);
+std::vector<float> JumpReluTrainer::floors() const {
+  // A penalty on what stays below its threshold looks at everything.
+  const bool everything = is_tanh() && spec_.pre_act_weight > 0;
+  const float* thresholds = parameters_.more.at("threshold").const_data_ptr<float>();
+  std::vector<float> floors(static_cast<std::size_t>(d_sae()));
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  for (std::size_t i = 0; i < floors.size(); ++i) {
+    // A little lower than half a window: the window is compared in fp32.
+    const double edge = thresholds[i] - 0.500001 * spec_.bandwidth;
+    floors[i] = everything ? kLowest : std::nextafter(static_cast<float>(edge), kLowest);
+  }
+  return floors;
+}
+
+std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::dense(const Batch& batch_in, const Slabs& z,
+                                                              const Slabs& f) {
+  const std::int64_t d = d_in(), width = d_sae(), rows = batch();
+  const float* x = batch_in.read.data;
+  const products::Scratch g(rows * d);  // gradient of the reconstruction
+  const PackedDecoder decoder =
+      pack_decoder(*pool_, parameters_.w_dec.const_data_ptr<float>(), width, d, numbers_of(spec_));
+  std::vector<TileSums> sums(static_cast<std::size_t>(tiles()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    TileSums& sum = sums[static_cast<std::size_t>(index)];
+    float* gradient = g.data() + first * d;
+    {
+      const products::Scratch error(count * d);
+      decode_tile(decoder.forth, f, first, count, error.data());
+      sum.decoded = finish_tile(parameters_.b_dec.const_data_ptr<float>(), x + first * d,
+                                static_cast<float>(2.0 / static_cast<double>(rows)), count, d,
+                                error.data(), gradient);
+    }
+    sum.latents = Latents<float>(batch_in.thresholds.size());
+    Latents<float>& of = sum.latents;
+    decode_back_tile(
+        decoder.back, gradient, count,
+        [&](std::int64_t row, std::int64_t latent, float* d_f, std::int64_t height) {
+          const auto at = static_cast<std::size_t>(latent);
+          float* d_z = z.block(first + row, latent);
+          const float* thresholds = &batch_in.thresholds[at];
+          float below[products::kBlockRows * products::kBlockColumns];
+          if (is_tanh()) {
+            sum.penalty +=
+                dense_blocks::tanh_pull(f.block(first + row, latent), &batch_in.norm_scale[at],
+                                        batch_in.pull, d_f, &of.slopes[at], height);
+            sum.below += dense_blocks::pull_below(d_z, thresholds, &batch_in.below_weight[at],
+                                                  below, &of.pulls[at], &of.excesses[at], height);
+          }
+          dense_blocks::jump_backward(d_z, thresholds, bandwidth(), d_f, d_z,
+                                      {&of.active[at], &of.positive[at], &of.near[at],
+                                       &of.near_jump[at], &of.window[at], &of.d_z[at]},
+                                      height);
+          if (is_tanh()) kernels::axpy(-1, below, d_z, height * products::kBlockColumns);
+        });
+  });
+  dense_weight_gradients(f, z, g.data(), batch_in.read);
+  return sums;
+}
+
+std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::sparse(const Batch& batch_in,
+                                                               SparseCodes& codes) {
+  const std::int64_t d = d_in(), rows = batch();
+  const float* x = batch_in.read.data;
+  std::vector<float> z(codes.entries.size());
+  for (std::size_t i = 0; i < z.size(); ++i) {
+    kernels::Code& code = codes.entries[i];
+    z[i] = code.value;
+    if (!(z[i] > batch_in.thresholds[static_cast<std::size_t>(code.latent)])) code.value = 0;
+  }
+  const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(),
+                        parameters_.b_dec.const_data_ptr<float>(), d};
+  const products::Scratch error(rows * d);
+  std::vector<float> d_codes(codes.entries.size());
+  SlicedRows g_and_x(rows, d);
+  std::vector<TileSums> sums(static_cast<std::size_t>(tiles()));
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    TileSums& sum = sums[static_cast<std::size_t>(index)];
+    sum.decoded =
+        decode_rows(codes, decoder, x, x, static_cast<float>(2.0 / static_cast<double>(rows)),
+                    first, count, error.data(), d_codes, &g_and_x);
+    sum.latents = Latents<float>(batch_in.thresholds.size());
+    Latents<float>& of = sum.latents;
+    for (std::int64_t at = codes.begin(first); at < codes.begin(first + count); ++at) {
+      const auto i = static_cast<std::size_t>(at);
+      const kernels::Code& code = codes.entries[i];
+      const auto latent = static_cast<std::size_t>(code.latent);
+      float& d_f = d_codes[i];
+      if (is_tanh() && code.value != 0) {
+        const float value = std::tanh(batch_in.norm_scale[latent] * code.value);
+        const float slope = 1 - value * value;
+        sum.penalty += value;
+        of.slopes[latent] += code.value * slope;
+        d_f += batch_in.pull * batch_in.norm_scale[latent] * slope;
+      } else if (is_tanh()) {
+        d_f += batch_in.pull * batch_in.norm_scale[latent];
+      }
+      const bool on = z[i] > batch_in.thresholds[latent];
+      const float away = (z[i] - batch_in.thresholds[latent]) / bandwidth();
+      const bool is_near = away > -0.5F && away < 0.5F;
+      of.near[latent] += is_near ? 1.0F : 0.0F;
+      of.near_jump[latent] += is_near && on ? 1.0F : 0.0F;
+      of.window[latent] += is_near ? d_f : 0.0F;
+      if (!on) d_f = 0;
+      of.active[latent] += on ? 1.0F : 0.0F;
+      of.positive[latent] += on && z[i] > 0 ? 1.0F : 0.0F;
+      of.d_z[latent] += d_f;
+    }
+  });
+  sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/false);
+  return sums;
 }
 
 PassSums JumpReluTrainer::pass(const at::Tensor& x) {
-  const std::int64_t d = d_in(), width = d_sae(), rows = batch();
-  const auto latents = static_cast<std::size_t>(width);
-  const double inverse_rows = 1.0 / static_cast<double>(rows);
-  const bool tanh = spec_.sparsity_loss == SparsityLoss::kTanh;
-  const auto pull = static_cast<float>(*spec_.l0_coefficient * sparsity_scale() * inverse_rows);
-  Kept kept(rows, width, d);
-  kept.x.copy_(x);
-  at::Tensor encoder_t = parameters_.w_enc.t();  // [d, d_sae]
-  if (spec_.precision == sweeps::Precision::kBFloat16)
-    encoder_t = encoder_t.to(at::kBFloat16).to(at::kFloat);
-  const at::Tensor decoder = operand(parameters_.w_dec);
-  const float* thresholds = threshold().const_data_ptr<float>();
-  const auto bandwidth = static_cast<float>(spec_.bandwidth);
-  at::Tensor norms, norm_scale, below_weight;  // of tanh
-  if (tanh) {
-    norms = parameters_.w_dec.square().sum(1).sqrt();
-    norm_scale = norms * spec_.tanh_scale;
-    below_weight = norms * (spec_.pre_act_weight * inverse_rows);
-  }
-
-  struct Sums {
-    explicit Sums(std::size_t n) : latents(n) {}
-    double squared_error = 0, penalty = 0, below = 0, active = 0;
-    bool finite = true;
-    std::vector<double> g_columns;
-    Latents<float> latents;
-    std::vector<char> fired;
+  const std::int64_t d = d_in();
+  const auto latents = static_cast<std::size_t>(d_sae());
+  const double inverse_rows = 1.0 / static_cast<double>(batch());
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  const auto padded = [&](const at::Tensor& values, float beyond) {
+    return products::padded(values.const_data_ptr<float>(), d_sae(), beyond);
   };
-  std::vector<Sums> sums(static_cast<std::size_t>(tiles()), Sums(0));
-  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
-    Sums& sum = sums[static_cast<std::size_t>(index)];
-    sum.latents = Latents<float>(latents);
-    sum.fired.assign(latents, 0);
-    at::Tensor z = at::empty({count, width}, at::kFloat);
-    encode(kept.x.narrow(0, first, count), encoder_t, z);
-    const float* z_values = z.const_data_ptr<float>();
-    sum.finite = kernels::all_finite(z_values, count * width);
-    at::Tensor f = kept.f.narrow(0, first, count);
-    float* f_values = f.mutable_data_ptr<float>();
-    for (std::int64_t row = 0; row < count; ++row)
-      dense_rows::jump_forward(z_values + row * width, thresholds, f_values + row * width, width);
-    at::Tensor error = at::empty({count, d}, at::kFloat);
-    multiply(error, f, decoder);
-    error.add_(parameters_.b_dec).sub_(x.narrow(0, first, count));
-    sum.squared_error = kernels::sum_of_squares(error.const_data_ptr<float>(), count * d);
-    at::Tensor g = kept.g.narrow(0, first, count);
-    g.copy_(error.mul_(2 * inverse_rows));
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
-    add_rows(g, sum.g_columns);
-    at::Tensor d_f = kept.d_z.narrow(0, first, count);
-    multiply(d_f, g, decoder.t());
+  Batch batch_in{
+      .read = rows_of_batch(x.const_data_ptr<float>()),
+      .pull = static_cast<float>(*spec_.l0_coefficient * sparsity_scale() * inverse_rows),
+      .thresholds = padded(threshold(), kLowest),
+      .norm_scale = {},
+      .below_weight = {}};
+  at::Tensor norms;
+  if (is_tanh()) {
+    norms = parameters_.w_dec.square().sum(1).sqrt();
+    batch_in.norm_scale = padded(norms * spec_.tanh_scale, 0);
+    batch_in.below_weight = padded(norms * (spec_.pre_act_weight * inverse_rows), 0);
+  }
+  const PackedEncoder encoder = packed_encoder(floors().data());
 
-    Latents<float>& of = sum.latents;
-    const dense_rows::JumpSums of_rows{of.active.data(), of.near.data(), of.near_jump.data(),
-                                       of.window.data(), of.d_z.data()};
-    for (std::int64_t row = 0; row < count; ++row) {
-      const float* z_row = z_values + row * width;
-      const float* f_row = f_values + row * width;
-      float* d_row = d_f.mutable_data_ptr<float>() + row * width;
-      if (tanh)
-        sum.penalty += dense_rows::tanh_pull(f_row, norm_scale.const_data_ptr<float>(), pull, d_row,
-                                             of.slopes.data(), width);
-      dense_rows::jump_backward(z_row, thresholds, bandwidth, d_row, of_rows, width);
-      if (tanh)
-        sum.below += dense_rows::pull_below(z_row, thresholds, below_weight.const_data_ptr<float>(),
-                                            d_row, of.pulls.data(), of.excesses.data(), width);
-      for (std::size_t i = 0; i < latents; ++i) {
-        sum.fired[i] |= f_row[i] > 0 ? 1 : 0;
-        sum.active += f_row[i] != 0 ? 1 : 0;
-      }
-    }
-  });
-  weight_gradients(kept);
+  std::optional<Slabs> z, f;
+  const auto encode_everything = [&] {
+    z.emplace(batch(), d_sae());
+    f.emplace(batch(), d_sae());
+    return encode_all(batch_in.read, encoder,
+                      [&](std::int64_t row, std::int64_t latent, const float* product,
+                          std::int64_t height, dense_blocks::Seen& seen) {
+                        const auto at = static_cast<std::size_t>(latent);
+                        dense_blocks::jump_forward(product, &encoder.bias[at],
+                                                   &batch_in.thresholds[at], &encoder.floors[at],
+                                                   z->block(row, latent), f->block(row, latent),
+                                                   height, seen);
+                      });
+  };
+  Found found = find(batch_in.read, encoder, encode_everything);
+  const std::vector<TileSums> sums =
+      found.few ? sparse(batch_in, *found.few) : dense(batch_in, *z, *f);
 
   PassSums result;
-  double squared_error = 0, active = 0;
+  result.finite = found.finite;
+  double squared_error = 0;
   Latents<double> of(latents);
   std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
-  std::vector<char> fired(latents, 0);
-  for (const Sums& sum : sums) {
-    squared_error += sum.squared_error;
-    active += sum.active;
-    result.sparsity += sum.penalty * pull + sum.below;
-    result.finite = result.finite && sum.finite;
+  for (const TileSums& sum : sums) {
+    squared_error += sum.decoded.squared_error;
+    result.sparsity += sum.penalty * batch_in.pull + sum.below;
     add_to(of.active, sum.latents.active);
+    add_to(of.positive, sum.latents.positive);
     add_to(of.near, sum.latents.near);
     add_to(of.near_jump, sum.latents.near_jump);
     add_to(of.window, sum.latents.window);
@@ -174,12 +259,17 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
     add_to(of.slopes, sum.latents.slopes);
     add_to(of.pulls, sum.latents.pulls);
     add_to(of.excesses, sum.latents.excesses);
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-    for (std::size_t i = 0; i < latents; ++i) fired[i] |= sum.fired[i];
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.decoded.g_columns[j];
   }
   result.sparsity += penalise(of);
-  if (tanh) pull_norms(of, norms);
-  for (std::size_t i = 0; i < latents; ++i) of.d_z[i] -= of.pulls[i];
+  if (is_tanh()) pull_norms(of, norms);
+  double active = 0;
+  std::vector<char> fired(latents, 0);
+  for (std::size_t i = 0; i < latents; ++i) {
+    active += of.active[i];
+    fired[i] = of.positive[i] > 0 ? 1 : 0;
+    of.d_z[i] -= of.pulls[i];
+  }
   store(of.d_z, gradients_.b_enc);
   store(b_dec, gradients_.b_dec);  // nothing comes through the encoder, which reads x itself
   result.reconstruction = squared_error * inverse_rows;

@@ -16,33 +16,22 @@ inline void prefetch(const float* x, std::int64_t n) {
 
 // y += a * x
 void axpy(float a, const float* x, float* y, std::int64_t n);
+// x /= by
+void divide(float by, float* x, std::int64_t n);
 float dot(const float* x, const float* y, std::int64_t n);
 double sum_of_squares(const float* x, std::int64_t n);
 
-// One row of a ReLU layer backwards: g, the gradient of f, becomes that of the pre-activations
-// after `pull` of a penalty is added where f > 0, and 0 elsewhere. Adds f and g to the sums by
-// column. Returns how many f are > 0.
-std::int64_t relu_row(const float* f, const float* pull, float* g, float* f_sums, float* g_sums,
-                      std::int64_t n);
-
-// One row of a block of pre-activations without bias: f = max(z + bias, 0). Adds to `check`, which
-// stays 0 unless one is NaN or +infinity. Returns how many f are > 0.
-std::int64_t relu_of(const float* z, const float* bias, float* f, float& check, std::int64_t n);
-
-bool all_finite(const float* x, std::int64_t n);
+// A row of the reconstruction, in e, becomes its error e - x, and g factor times that, which is
+// added to the sums by column. Returns the sum of squares of the error.
+double finish_error(const float* x, float factor, float* e, float* g, double* g_columns,
+                    std::int64_t n);
+// sums += a * x
+void add_scaled(double a, const float* x, double* sums, std::int64_t n);
 
 struct Code {
   std::int32_t latent;
   float value;
 };
-
-// Appends the entries of z[0..n) above `threshold`, in order of index.
-void collect_above(const float* z, std::int64_t n, float threshold, std::vector<Code>& out);
-
-// The k largest positive entries of z, ties to the lowest index, in order of index. `hint` guesses
-// the k-th value: it changes the speed and never the result; updated for the next row.
-void select_top_k(const float* z, std::int64_t n, std::int64_t k, float& hint,
-                  std::vector<Code>& scratch, std::vector<Code>& out);
 
 // A row of the batch that a latent touches: with an activation, and the gradient of its
 // pre-activation.
@@ -62,8 +51,9 @@ struct AdamStep {
   float correction1, correction2;  // 1 / (1 - beta^t)
   float scale;                     // of the gradient: the clip factor
 };
-// Adam as in Kingma & Ba (2015), bias corrections as torch.optim.Adam applies them.
-void adam(const AdamStep& step, const float* gradient, float* weight, float* first, float* second,
-          std::int64_t n);
+// Adam as in Kingma & Ba (2015), bias corrections as torch.optim.Adam applies them; of the gradient
+// less `along` times the weights.
+void adam(const AdamStep& step, const float* gradient, float along, float* weight, float* first,
+          float* second, std::int64_t n);
 
 }  // namespace saesweep::worker::kernels

@@ -10,32 +10,33 @@
 
 #include <algorithm>
 
-#include "worker/training/batch_selection.h"
 #include "worker/training/kernels.h"
+#include "worker/training/topk_trainer.h"
 
 namespace saesweep::worker {
 namespace {
 
 using kernels::Code;
 
-class MatryoshkaTrainer final : public BatchSelectionTrainer {
+class MatryoshkaTrainer final : public TopKTrainer {
  public:
   MatryoshkaTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
                     ThreadPool& pool)
-      : BatchSelectionTrainer(spec, d_in, norm_factor, pool) {
+      : TopKTrainer(spec, d_in, norm_factor, pool) {
     std::int64_t end = 0;
     for (const std::uint64_t size : spec.group_sizes())
       group_end_.push_back(end += static_cast<std::int64_t>(size));
   }
 
   Json config() const override {
-    Json json = BatchSelectionTrainer::config();
+    Json json = TopKTrainer::config();
     json["group_sizes"] = spec_.group_sizes();
     return json;
   }
 
  private:
-  PassSums pass(const at::Tensor& x) override;
+  Decoded decode(const SparseCodes& codes, const float* x, const float* read,
+                 float* error) override;
   std::int64_t group_of(std::int64_t latent) const {
     return std::upper_bound(group_end_.begin(), group_end_.end(), latent) - group_end_.begin();
   }
@@ -44,6 +45,10 @@ class MatryoshkaTrainer final : public BatchSelectionTrainer {
   void reconstruct(const SparseCodes& codes, std::int64_t row, const float* x, float factor,
                    std::vector<float>& x_hat, float* error, float* g,
                    std::vector<double>& squared_errors) const;
+
+  // Gradients of the weights of the group's latents. g: [batch, groups, d_in]
+  void group_gradients(std::size_t group, const SparseCodes& codes,
+                       const std::vector<float>& d_codes, const float* g, const float* read);
 
   std::vector<std::int64_t> group_end_;  // past the last latent of each group
 };
@@ -73,18 +78,41 @@ void MatryoshkaTrainer::reconstruct(const SparseCodes& codes, std::int64_t row, 
   }
 }
 
-PassSums MatryoshkaTrainer::pass(const at::Tensor& x) {
-  const std::int64_t d = d_in(), rows = batch();
-  const auto groups = static_cast<std::int64_t>(group_end_.size());
-  const double inverse_rows = 1.0 / static_cast<double>(rows);
-  const double weight = 1.0 / static_cast<double>(groups * groups);  // of a prefix's error
-  at::Tensor x_centred = at::empty({rows, d}, at::kFloat);
-  SparseCodes codes;
-  PassSums result;
-  result.finite = select(x, x_centred, codes);
+void MatryoshkaTrainer::group_gradients(std::size_t group, const SparseCodes& codes,
+                                        const std::vector<float>& d_codes, const float* g,
+                                        const float* read) {
+  const std::int64_t d = d_in(), groups = std::ssize(group_end_);
+  const std::int64_t begin = group == 0 ? 0 : group_end_[group - 1], end = group_end_[group];
+  SparseCodes of_group;
+  std::vector<float> d_of_group;
+  of_group.row_begin.push_back(0);
+  for (std::int64_t row = 0; row < codes.rows(); ++row) {
+    for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
+      const Code& code = codes.entries[static_cast<std::size_t>(at)];
+      if (code.latent < begin || code.latent >= end) continue;
+      of_group.entries.push_back({code.latent - static_cast<std::int32_t>(begin), code.value});
+      d_of_group.push_back(d_codes[static_cast<std::size_t>(at)]);
+    }
+    of_group.row_begin.push_back(std::ssize(of_group.entries));
+  }
+  SlicedRows g_and_x(batch(), d);
+  for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t) {
+    for (std::int64_t row = first; row < first + count; ++row)
+      g_and_x.put(row, g + (row * groups + static_cast<std::int64_t>(group)) * d, read + row * d);
+  });
+  weight_gradients(*pool_, of_group, d_of_group, g_and_x, /*add=*/false,
+                   {gradients_.w_dec.mutable_data_ptr<float>() + begin * d,
+                    gradients_.w_enc.mutable_data_ptr<float>() + begin * d,
+                    gradients_.b_enc.mutable_data_ptr<float>() + begin, end - begin});
+}
 
-  at::Tensor error = at::empty({rows, d}, at::kFloat);
-  at::Tensor gradient = at::empty({rows, groups, d}, at::kFloat);
+TopKTrainer::Decoded MatryoshkaTrainer::decode(const SparseCodes& codes, const float* x,
+                                               const float* read, float* error) {
+  const std::int64_t d = d_in(), rows = batch();
+  const std::int64_t groups = std::ssize(group_end_);
+  const double weight = 1.0 / static_cast<double>(groups * groups);  // of a prefix's error
+  const auto factor = static_cast<float>(2 * weight / static_cast<double>(rows));
+  const products::Scratch gradient(rows * groups * d);
   std::vector<float> d_codes(codes.entries.size());
   struct Sums {
     std::vector<double> squared_errors, g_columns;
@@ -92,17 +120,14 @@ PassSums MatryoshkaTrainer::pass(const at::Tensor& x) {
   std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
-    sum.squared_errors.assign(static_cast<std::size_t>(groups), 0);
+    sum.squared_errors.assign(group_end_.size(), 0);
     sum.g_columns.assign(static_cast<std::size_t>(d), 0);
     const float* decoder = parameters_.w_dec.const_data_ptr<float>();
     std::vector<float> x_hat;
     for (std::int64_t row = first; row < first + count; ++row) {
-      float* g = gradient.mutable_data_ptr<float>() + row * groups * d;
-      reconstruct(codes, row, x.const_data_ptr<float>() + row * d,
-                  static_cast<float>(2 * weight * inverse_rows), x_hat,
-                  error.mutable_data_ptr<float>() + row * d, g, sum.squared_errors);
-      // b_dec is in every prefix.
-      for (std::int64_t j = 0; j < d; ++j) sum.g_columns[static_cast<std::size_t>(j)] += g[j];
+      float* g = gradient.data() + row * groups * d;
+      reconstruct(codes, row, x + row * d, factor, x_hat, error + row * d, g, sum.squared_errors);
+      kernels::add_scaled(1, g, sum.g_columns.data(), d);  // b_dec is in every prefix
       for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
         const std::int64_t latent = codes.entries[static_cast<std::size_t>(at)].latent;
         d_codes[static_cast<std::size_t>(at)] =
@@ -110,28 +135,20 @@ PassSums MatryoshkaTrainer::pass(const at::Tensor& x) {
       }
     }
   });
-  weight_gradients(codes, d_codes,
-                   {.g = gradient.const_data_ptr<float>(),
-                    .stride = groups * d,
-                    .offset = [&](std::int64_t latent) { return group_of(latent) * d; }},
-                   x_centred, /*add=*/false);
-  note(codes);
-  result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
-  std::vector<double> squared_errors(static_cast<std::size_t>(groups), 0);
-  std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
-  for (const Sums& sum : sums) {
-    for (std::size_t i = 0; i < squared_errors.size(); ++i)
-      squared_errors[i] += sum.squared_errors[i];
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-  }
+  for (std::size_t group = 0; group < group_end_.size(); ++group)
+    group_gradients(group, codes, d_codes, gradient.data(), read);
+
+  Decoded decoded;
+  decoded.g_columns.assign(static_cast<std::size_t>(d), 0);
   double of_prefixes = 0;
-  for (const double squared_error : squared_errors) of_prefixes += squared_error;
-  result.in_place = weight * of_prefixes * inverse_rows;
-  result.reconstruction = squared_errors.back() * inverse_rows;
-  result.fve = variance_explained(x, squared_errors.back());
-  result.auxiliary = revive(x_centred, error);
-  finish_b_dec(std::move(b_dec));
-  return result;
+  for (const Sums& sum : sums) {
+    for (const double squared_error : sum.squared_errors) of_prefixes += squared_error;
+    decoded.squared_error += sum.squared_errors.back();
+    for (std::size_t j = 0; j < decoded.g_columns.size(); ++j)
+      decoded.g_columns[j] += sum.g_columns[j];
+  }
+  decoded.in_place = weight * of_prefixes / static_cast<double>(rows);
+  return decoded;
 }
 
 }  // namespace

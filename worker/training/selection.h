@@ -13,14 +13,15 @@
 
 namespace saesweep::worker {
 
-// An encoder as operand: W_enc packed, its bias padded.
+// An encoder as operand: W_enc packed; bias and floors, what select_above looks above, padded.
 struct PackedEncoder {
   products::Panels panels;
-  std::vector<float> bias;
+  std::vector<float> bias, floors;
 };
-// w_enc: [latents, d] rows; bias: [latents]
+// w_enc: [latents, d] rows; bias: [latents]; floors: [latents], or nullptr: 0
 PackedEncoder pack_encoder(ThreadPool& pool, const float* w_enc, const float* bias,
-                           std::int64_t latents, std::int64_t d, products::Numbers numbers);
+                           const float* floors, std::int64_t latents, std::int64_t d,
+                           products::Numbers numbers);
 
 // Rows x - b_dec of a batch, cut into tiles of which each runs on one thread.
 struct CentredRows {
@@ -44,7 +45,8 @@ bool select_per_row(ThreadPool& pool, const CentredRows& rows, const PackedEncod
 bool select_per_batch(ThreadPool& pool, const CentredRows& rows, const PackedEncoder& encoder,
                       std::size_t wanted, SelectionHints& hints, SparseCodes& codes);
 
-// All activations above `threshold` >= 0.
+// All pre-activations above `threshold` plus their latent's floor. Returns false if one of them is
+// not finite.
 bool select_above(ThreadPool& pool, const CentredRows& rows, const PackedEncoder& encoder,
                   float threshold, SparseCodes& codes);
 

@@ -50,17 +50,4 @@ float SparseCodes::keep_largest(std::size_t wanted) {
   return smallest;
 }
 
-LatentIndex::LatentIndex(const SparseCodes& codes, std::int64_t latents)
-    : begin_(static_cast<std::size_t>(latents) + 1, 0), items_(codes.entries.size()) {
-  for (const auto& code : codes.entries) ++begin_[static_cast<std::size_t>(code.latent) + 1];
-  for (std::size_t i = 1; i < begin_.size(); ++i) begin_[i] += begin_[i - 1];
-  std::vector<std::int64_t> next(begin_.begin(), begin_.end() - 1);
-  for (std::int64_t row = 0; row < codes.rows(); ++row)
-    for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
-      const auto latent =
-          static_cast<std::size_t>(codes.entries[static_cast<std::size_t>(at)].latent);
-      items_[static_cast<std::size_t>(next[latent]++)] = {row, at};
-    }
-}
-
 }  // namespace saesweep::worker

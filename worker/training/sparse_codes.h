@@ -1,8 +1,7 @@
-// Activations that were kept, by rows; and the same by latents, for gradients of the weights.
+// Activations that were kept, by rows.
 #pragma once
 
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "worker/training/kernels.h"
@@ -23,24 +22,6 @@ struct SparseCodes {
   // Keeps the `wanted` largest of all rows together; ties go to the first row, then the lowest
   // latent. Returns the smallest value kept. wanted >= 1, fewer than there are.
   float keep_largest(std::size_t wanted);
-};
-
-// entries of SparseCodes by latent, each in order of rows (a counting sort).
-class LatentIndex {
- public:
-  LatentIndex(const SparseCodes& codes, std::int64_t latents);
-  std::int64_t begin(std::int64_t latent) const { return begin_[static_cast<std::size_t>(latent)]; }
-  std::int64_t end(std::int64_t latent) const {
-    return begin_[static_cast<std::size_t>(latent) + 1];
-  }
-  // {row, position in codes.entries}
-  std::pair<std::int64_t, std::int64_t> entry(std::int64_t at) const {
-    return items_[static_cast<std::size_t>(at)];
-  }
-
- private:
-  std::vector<std::int64_t> begin_;
-  std::vector<std::pair<std::int64_t, std::int64_t>> items_;
 };
 
 }  // namespace saesweep::worker

@@ -66,7 +66,7 @@ void SlicedRows::put(std::int64_t row, const float* first, const float* second) 
 
 DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const float* x,
                        const float* x_centred, float factor, std::int64_t first, std::int64_t count,
-                       float* error, std::vector<float>& d_codes, SlicedRows& g_and_x) {
+                       float* error, std::vector<float>& d_codes, SlicedRows* g_and_x) {
   const std::int64_t d = decoder.d;
   DecodeSums sums;
   sums.g_columns.assign(static_cast<std::size_t>(d), 0);
@@ -84,13 +84,10 @@ DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const f
       if (at + 1 < codes.end(row)) kernels::prefetch(decoder_row(at + 1), d);
       kernels::axpy(codes.entries[static_cast<std::size_t>(at)].value, decoder_row(at), e, d);
     }
-    kernels::axpy(-1, x + row * d, e, d);
-    sums.squared_error += kernels::sum_of_squares(e, d);
-    for (std::int64_t j = 0; j < d; ++j) {
-      gradient[static_cast<std::size_t>(j)] = e[j] * factor;
-      sums.g_columns[static_cast<std::size_t>(j)] += gradient[static_cast<std::size_t>(j)];
-    }
-    g_and_x.put(row, gradient.data(), x_centred + row * g_and_x.d_second());
+    sums.squared_error +=
+        kernels::finish_error(x + row * d, factor, e, gradient.data(), sums.g_columns.data(), d);
+    if (g_and_x != nullptr)
+      g_and_x->put(row, gradient.data(), x_centred + row * g_and_x->d_second());
     for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
       d_codes[static_cast<std::size_t>(at)] = kernels::dot(gradient.data(), decoder_row(at), d);
   }

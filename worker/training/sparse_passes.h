@@ -54,10 +54,10 @@ struct DecodeSums {
 // For rows [first, first + count): error = codes W_dec + b_dec - x, its gradient factor * error,
 // and for every code the dot product of that gradient with the code's decoder row.
 //   x, error: [rows, d]; d_codes: one a code; g_and_x: gets the gradient and x_centred, what the
-//   encoder read
+//   encoder read; nullptr: nobody asks
 DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const float* x,
                        const float* x_centred, float factor, std::int64_t first, std::int64_t count,
-                       float* error, std::vector<float>& d_codes, SlicedRows& g_and_x);
+                       float* error, std::vector<float>& d_codes, SlicedRows* g_and_x);
 
 // dL/dW_dec = codesᵀ g, dL/dW_enc = d_codesᵀ x_centred, dL/db_enc = sums of d_codes by latent; each
 // sum in order of rows. With `add` they are added to what is there.

@@ -12,12 +12,7 @@ namespace saesweep::worker {
 
 using kernels::Code;
 
-WeightGradients SparseTrainer::gradients_of_latents() {
-  return {gradients_.w_dec.mutable_data_ptr<float>(), gradients_.w_enc.mutable_data_ptr<float>(),
-          gradients_.b_enc.mutable_data_ptr<float>(), d_sae()};
-}
-
-double SparseTrainer::auxiliary(const at::Tensor& read, const at::Tensor& error) {
+double SparseTrainer::auxiliary(const float* read, const float* error) {
   const std::int64_t d = d_out(), rows = batch();
   std::vector<std::int64_t> dead;
   for (std::size_t i = 0; i < next_silence_.size(); ++i)
@@ -36,25 +31,24 @@ double SparseTrainer::auxiliary(const at::Tensor& read, const at::Tensor& error)
                 encoder.begin() + static_cast<std::ptrdiff_t>(i) * width);
     bias[i] = parameters_.b_enc.const_data_ptr<float>()[dead[i]];
   }
-  const PackedEncoder packed =
-      pack_encoder(*pool_, encoder.data(), bias.data(), dead_count, width, numbers_of(spec_));
+  const PackedEncoder packed = pack_encoder(*pool_, encoder.data(), bias.data(), nullptr,
+                                            dead_count, width, numbers_of(spec_));
   SparseCodes codes;
-  select_per_row(*pool_, {read.const_data_ptr<float>(), rows, width, kRowsPerTile}, packed, aux_k,
-                 aux_hints_, codes);
+  select_per_row(*pool_, rows_of_batch(read), packed, aux_k, aux_hints_, codes);
   for (Code& code : codes.entries)
     code.latent = static_cast<std::int32_t>(dead[static_cast<std::size_t>(code.latent)]);
 
   std::vector<std::vector<double>> error_columns(static_cast<std::size_t>(tiles()));
   std::vector<double> error_squares(static_cast<std::size_t>(tiles()), 0);
-  const float* e = error.const_data_ptr<float>();
+  const products::Scratch target(rows * d);  // the residual
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     const auto at = static_cast<std::size_t>(index);
     error_columns[at].assign(static_cast<std::size_t>(d), 0);
     for (std::int64_t row = first; row < first + count; ++row) {
-      const float* e_row = e + row * d;
+      const float* e_row = error + row * d;
       error_squares[at] += kernels::sum_of_squares(e_row, d);
-      for (std::int64_t j = 0; j < d; ++j)
-        error_columns[at][static_cast<std::size_t>(j)] += e_row[j];
+      kernels::add_scaled(1, e_row, error_columns[at].data(), d);
+      for (std::int64_t j = 0; j < d; ++j) target.data()[row * d + j] = -e_row[j];
     }
   });
   // |residual - its mean over the batch|^2, summed over d_out, mean over rows.
@@ -72,19 +66,17 @@ double SparseTrainer::auxiliary(const at::Tensor& read, const at::Tensor& error)
   std::vector<float> d_codes(codes.entries.size());
   const double weight = spec_.aux_k_weight;
   const auto factor = static_cast<float>(2 * weight / (static_cast<double>(rows) * variance));
-  // What the dead latents miss of the residual.
-  const at::Tensor target = error.neg();
-  at::Tensor missed = at::empty({rows, d}, at::kFloat);
+  const products::Scratch missed(rows * d);  // of the residual, by the dead
   std::vector<double> squares(static_cast<std::size_t>(tiles()), 0);
   const Decoder decoder{parameters_.w_dec.const_data_ptr<float>(), nullptr, d};
   SlicedRows g_and_x(rows, d, width);
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     squares[static_cast<std::size_t>(index)] =
-        decode_rows(codes, decoder, target.const_data_ptr<float>(), read.const_data_ptr<float>(),
-                    factor, first, count, missed.mutable_data_ptr<float>(), d_codes, g_and_x)
+        decode_rows(codes, decoder, target.data(), read, factor, first, count, missed.data(),
+                    d_codes, &g_and_x)
             .squared_error;
   });
-  weight_gradients(*pool_, codes, d_codes, g_and_x, /*add=*/true, gradients_of_latents());
+  sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/true);
   double square = 0;
   for (const double tile : squares) square += tile;
   return weight * square / static_cast<double>(rows) / variance;

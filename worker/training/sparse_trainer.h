@@ -12,12 +12,11 @@ class SparseTrainer : public TrainerBase {
  protected:
   using TrainerBase::TrainerBase;
 
-  WeightGradients gradients_of_latents();
   // Dead latents reconstruct the residual: squared error over the residual's own variance (Gao et
   // al. 2024, with dictionary_learning's reductions). Adds to the gradients of the dead rows and
   // returns their loss, weighted. After next_silence_ is known.
   //   read: [batch, d_in], what the encoder reads; error: [batch, d_out], x_hat - x
-  double auxiliary(const at::Tensor& read, const at::Tensor& error);
+  double auxiliary(const float* read, const float* error);
 
  private:
   SelectionHints aux_hints_;  // speed only

@@ -13,6 +13,7 @@
 #include "core/philox.h"
 #include "sweeps/recipes.h"
 #include "worker/training/kernels.h"
+#include "worker/training/packing.h"
 
 namespace saesweep::worker {
 namespace {
@@ -172,19 +173,45 @@ double TrainerBase::learning_rate() const {
   return spec_.lr;
 }
 
-at::Tensor TrainerBase::centred(const at::Tensor& x, std::int64_t first, std::int64_t count) const {
-  return x.narrow(0, first, count) - parameters_.b_dec;
+products::Scratch TrainerBase::centred(const at::Tensor& x) const {
+  const std::int64_t d = d_in_, rows = x.size(0);
+  products::Scratch out(rows * d);
+  const float* from = x.const_data_ptr<float>();
+  const float* b_dec = parameters_.b_dec.const_data_ptr<float>();
+  pool_->run((rows + kRowsPerTile - 1) / kRowsPerTile, [&](std::int64_t tile) {
+    const std::int64_t end = std::min(rows, (tile + 1) * kRowsPerTile);
+    for (std::int64_t row = tile * kRowsPerTile; row < end; ++row)
+      for (std::int64_t j = 0; j < d; ++j) out.data()[row * d + j] = from[row * d + j] - b_dec[j];
+  });
+  return out;
 }
 
-at::Tensor TrainerBase::operand(const at::Tensor& matrix) const {
-  return spec_.precision == sweeps::Precision::kFloat32 ? matrix : matrix.to(at::kBFloat16);
+PackedEncoder TrainerBase::packed_encoder(const float* floors) const {
+  return pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
+                      parameters_.b_enc.const_data_ptr<float>(), floors, d_sae(), d_in_,
+                      numbers_of(spec_));
 }
 
-void TrainerBase::multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) const {
-  if (spec_.precision == sweeps::Precision::kFloat32)
-    at::mm_out(out, a, b);
-  else
-    out.copy_(at::mm(a.to(at::kBFloat16), b.to(at::kBFloat16)));
+void TrainerBase::sparse_weight_gradients(const SparseCodes& codes, std::span<const float> d_codes,
+                                          const SlicedRows& g_and_x, bool add) {
+  weight_gradients(
+      *pool_, codes, d_codes, g_and_x, add,
+      {gradients_.w_dec.mutable_data_ptr<float>(), gradients_.w_enc.mutable_data_ptr<float>(),
+       gradients_.b_enc.mutable_data_ptr<float>(), d_sae()});
+}
+
+void TrainerBase::subtract_through_encoder(const float* pulls, std::vector<double>& b_dec) const {
+  std::vector<std::vector<double>> parts(static_cast<std::size_t>(blocks()));
+  const float* encoder = parameters_.w_enc.const_data_ptr<float>();
+  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
+    auto& part = parts[static_cast<std::size_t>(index)];
+    part.assign(b_dec.size(), 0);
+    for (std::int64_t latent = first; latent < first + count; ++latent)
+      if (pulls[latent] != 0)
+        kernels::add_scaled(pulls[latent], encoder + latent * d_in_, part.data(), d_in_);
+  });
+  for (const auto& part : parts)
+    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] -= part[j];
 }
 
 double TrainerBase::variance_of(const at::Tensor& x) const {
@@ -197,7 +224,7 @@ double TrainerBase::variance_of(const at::Tensor& x) const {
     sum.assign(static_cast<std::size_t>(d), 0);
     for (std::int64_t row = first; row < first + count; ++row) {
       const float* x_row = values + row * d;
-      for (std::int64_t j = 0; j < d; ++j) sum[static_cast<std::size_t>(j)] += x_row[j];
+      kernels::add_scaled(1, x_row, sum.data(), d);
       squares[static_cast<std::size_t>(index)] += kernels::sum_of_squares(x_row, d);
     }
   });
@@ -227,31 +254,26 @@ std::vector<std::int64_t> TrainerBase::advance_silence(const std::vector<char>& 
   return next;
 }
 
-void TrainerBase::project_decoder_gradient() {
-  const std::int64_t d = d_out_;
-  const float* weights = parameters_.w_dec.const_data_ptr<float>();
-  float* gradients = gradients_.w_dec.mutable_data_ptr<float>();
-  const double epsilon = decoder_norm_ == DecoderNorm::kUnitEpsilon ? 1e-6 : 0;
-  for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
-    for (std::int64_t latent = first; latent < first + count; ++latent) {
-      const float* w = weights + latent * d;
-      float* g = gradients + latent * d;
-      const double norm = std::sqrt(kernels::sum_of_squares(w, d)) + epsilon;
-      const double parallel = kernels::dot(g, w, d) / (norm * norm);
-      kernels::axpy(static_cast<float>(-parallel), w, g, d);
-    }
-  });
-}
-
-double TrainerBase::gradient_norm() const {
+double TrainerBase::gradient_norm(std::vector<float>& along) const {
   const std::int64_t d = d_in_, d_out = d_out_;
+  const double epsilon = decoder_norm_ == DecoderNorm::kUnitEpsilon ? 1e-6 : 0;
+  along.assign(static_cast<std::size_t>(d_sae()), 0);
   std::vector<double> squares(static_cast<std::size_t>(blocks()), 0);
   for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     double& sum = squares[static_cast<std::size_t>(index)];
     sum += kernels::sum_of_squares(gradients_.w_enc.const_data_ptr<float>() + first * d, count * d);
-    sum += kernels::sum_of_squares(gradients_.w_dec.const_data_ptr<float>() + first * d_out,
-                                   count * d_out);
     sum += kernels::sum_of_squares(gradients_.b_enc.const_data_ptr<float>() + first, count);
+    for (std::int64_t latent = first; latent < first + count; ++latent) {
+      const float* g = gradients_.w_dec.const_data_ptr<float>() + latent * d_out;
+      const double square = kernels::sum_of_squares(g, d_out);
+      sum += square;
+      if (decoder_norm_ == DecoderNorm::kFree) continue;
+      const float* w = parameters_.w_dec.const_data_ptr<float>() + latent * d_out;
+      const double of_w = kernels::sum_of_squares(w, d_out), norm = std::sqrt(of_w) + epsilon;
+      const double product = kernels::dot(g, w, d_out), part = product / (norm * norm);
+      along[static_cast<std::size_t>(latent)] = static_cast<float>(part);
+      sum -= std::min(square, part * (2 * product - part * of_w));
+    }
   });
   double total = kernels::sum_of_squares(gradients_.b_dec.const_data_ptr<float>(), d_out);
   for (const double square : squares) total += square;
@@ -260,7 +282,7 @@ double TrainerBase::gradient_norm() const {
   return std::sqrt(total);
 }
 
-void TrainerBase::update(double rate, double clip) {
+void TrainerBase::update(double rate, double clip, const std::vector<float>& along) {
   const std::int64_t d = d_in_, d_out = d_out_;
   const auto t = static_cast<double>(++adam_steps_);
   kernels::AdamStep adam{};
@@ -274,8 +296,9 @@ void TrainerBase::update(double rate, double clip) {
   adam.correction2 = static_cast<float>(1 / (1 - std::pow(spec_.adam_beta2, t)));
   adam.scale = static_cast<float>(clip);
   const auto apply = [&](const at::Tensor& gradient, at::Tensor& weight, at::Tensor& first,
-                         at::Tensor& second, std::int64_t from, std::int64_t count) {
-    kernels::adam(adam, gradient.const_data_ptr<float>() + from,
+                         at::Tensor& second, std::int64_t from, std::int64_t count,
+                         float of_weight = 0) {
+    kernels::adam(adam, gradient.const_data_ptr<float>() + from, of_weight,
                   weight.mutable_data_ptr<float>() + from, first.mutable_data_ptr<float>() + from,
                   second.mutable_data_ptr<float>() + from, count);
   };
@@ -285,13 +308,14 @@ void TrainerBase::update(double rate, double clip) {
   for_blocks([&](std::int64_t first, std::int64_t count, std::int64_t) {
     apply(gradients_.w_enc, parameters_.w_enc, first_.w_enc, second_.w_enc, first * d, count * d);
     apply(gradients_.b_enc, parameters_.b_enc, first_.b_enc, second_.b_enc, first, count);
-    apply(gradients_.w_dec, parameters_.w_dec, first_.w_dec, second_.w_dec, first * d_out,
-          count * d_out);
-    if (decoder_norm_ == DecoderNorm::kFree) return;
+    // A row is projected, moved and made one long while it is in cache.
     for (std::int64_t latent = first; latent < first + count; ++latent) {
+      apply(gradients_.w_dec, parameters_.w_dec, first_.w_dec, second_.w_dec, latent * d_out, d_out,
+            along[static_cast<std::size_t>(latent)]);
+      if (decoder_norm_ == DecoderNorm::kFree) continue;
       float* w = parameters_.w_dec.mutable_data_ptr<float>() + latent * d_out;
-      const auto norm = static_cast<float>(std::sqrt(kernels::sum_of_squares(w, d_out)) + epsilon);
-      for (std::int64_t j = 0; j < d_out; ++j) w[j] /= norm;
+      kernels::divide(static_cast<float>(std::sqrt(kernels::sum_of_squares(w, d_out)) + epsilon), w,
+                      d_out);
     }
   });
   apply(gradients_.b_dec, parameters_.b_dec, first_.b_dec, second_.b_dec, 0, d_out);
@@ -310,13 +334,13 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
   if (step_ == 0 && spec_.init_path.empty()) before_first_step(x);
 
   const PassSums sums = pass(x);
-  if (decoder_norm_ != DecoderNorm::kFree) project_decoder_gradient();
-  const double norm = gradient_norm();
+  std::vector<float> along;
+  const double norm = gradient_norm(along);
   const bool applied = sums.finite && std::isfinite(sums.loss()) && std::isfinite(norm);
   if (applied) {
     double clip = 1;
     if (spec_.grad_clip) clip = std::min(1.0, *spec_.grad_clip / (norm + 1e-6));
-    update(learning_rate(), clip);
+    update(learning_rate(), clip, along);
     if (!next_silence_.empty()) silence_.swap(next_silence_);
     keep_bookkeeping();
     skipped_in_row_ = 0;
@@ -428,6 +452,17 @@ void TrainerBase::record(const PassSums& sums, double norm, bool applied) {
   curve_.push_back(point);
   sums_ = {};
   summed_ = 0;
+}
+
+void add_to(std::vector<double>& sums, const std::vector<float>& of_tile) {
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += of_tile[i];
+}
+
+void store(const std::vector<double>& values, at::Tensor& out) {
+  SAE_CHECK(out.numel() == static_cast<std::int64_t>(values.size()), "{} values for {}",
+            values.size(), out.numel());
+  float* to = out.mutable_data_ptr<float>();
+  for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<float>(values[i]);
 }
 
 at::Tensor geometric_median(const at::Tensor& points) {

@@ -9,12 +9,15 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "worker/training/l0_controller.h"
 #include "worker/training/sae_trainer.h"
+#include "worker/training/selection.h"
+#include "worker/training/sparse_passes.h"
 
 namespace saesweep::worker {
 
@@ -122,13 +125,19 @@ class TrainerBase : public SaeTrainer {
   // Blocks for matrix products over the batch: large, since each product copies the batch anew.
   void for_product_blocks(const Piece& piece) const;
   void for_blocks(const Piece& piece) const;
-  // x - b_dec for the rows of a tile, [count, d_in].
-  at::Tensor centred(const at::Tensor& x, std::int64_t first, std::int64_t count) const;
-  // Matrices as the spec's precision multiplies them: themselves, or rounded to bf16. What several
-  // tiles multiply with is rounded once, before them.
-  at::Tensor operand(const at::Tensor& matrix) const;
-  // out = a b, fp32, on one thread.
-  void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) const;
+  // x - b_dec for rows [rows, d_in].
+  products::Scratch centred(const at::Tensor& x) const;
+  // Rows of a batch as the encoder reads them, and the encoder. floors: see PackedEncoder.
+  CentredRows rows_of_batch(const float* read) const {
+    return {read, batch(), d_in_, kRowsPerTile};
+  }
+  PackedEncoder packed_encoder(const float* floors = nullptr) const;
+  // Gradients of W_dec, W_enc and b_enc from those of the codes; `add`: to what is there.
+  void sparse_weight_gradients(const SparseCodes& codes, std::span<const float> d_codes,
+                               const SlicedRows& g_and_x, bool add);
+  // Takes from the gradient of b_dec, which the encoder subtracts from x, what comes back through
+  // the encoder. pulls: the gradient of the pre-activations, summed over rows, [d_sae].
+  void subtract_through_encoder(const float* pulls, std::vector<double>& b_dec) const;
   // Squared distance of the rows of the batch from their mean, in all.
   double variance_of(const at::Tensor& rows) const;
   // Fraction of variance explained from sums of squares of error and of the batch.
@@ -148,9 +157,10 @@ class TrainerBase : public SaeTrainer {
 
  private:
   double learning_rate() const;
-  void project_decoder_gradient();
-  double gradient_norm() const;
-  void update(double rate, double clip);
+  // The norm of the gradient, that of W_dec as it is used: `along`[i] times row i of W_dec is to be
+  // taken from row i of its gradient, so that rows of unit norm only turn.
+  double gradient_norm(std::vector<float>& along) const;
+  void update(double rate, double clip, const std::vector<float>& along);
   void record(const PassSums& sums, double norm, bool applied);
   std::uint64_t steps_per_point() const;  // of the learning curve
   double dead_fraction() const;           // by the steps so far
@@ -167,6 +177,11 @@ class TrainerBase : public SaeTrainer {
   // Step, then loss, mse, fve, l0, dead fraction of held-out rows; at steps of points of curve_.
   std::vector<std::array<double, 6>> held_out_;
 };
+
+// Adds the floats of a tile to sums over the batch, as far as those go.
+void add_to(std::vector<double>& sums, const std::vector<float>& of_tile);
+// values as fp32, into a vector of that size.
+void store(const std::vector<double>& values, at::Tensor& out);
 
 // Weiszfeld's algorithm as dictionary_learning runs it: at most 100 rounds, until a move is shorter
 // than 1e-5. points: [n, d] -> [d]

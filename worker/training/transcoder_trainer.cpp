@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "worker/training/dense_trainer.h"
 #include "worker/training/packing.h"
 #include "worker/training/sparse_trainer.h"
 
@@ -65,19 +64,26 @@ TranscoderTrainer::Rows TranscoderTrainer::split(const at::Tensor& rows) const {
 
 at::Tensor TranscoderTrainer::skipped(const at::Tensor& x) const {
   at::Tensor out = at::empty({batch(), d_out()}, at::kFloat);
-  const at::Tensor skip = operand(parameters_.more.at("W_skip")).t();  // [d_in, d_out]
+  const products::Panels skip =
+      right_operand(*pool_, rows_of(parameters_.more.at("W_skip").const_data_ptr<float>(), d_in()),
+                    d_out(), d_in(), numbers_of(spec_));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t) {
-    multiply(out.narrow(0, first, count), x.narrow(0, first, count), skip);
+    products::multiply(left_operand(rows_of(x.const_data_ptr<float>() + first * d_in(), d_in()),
+                                    count, d_in(), skip.numbers()),
+                       skip, out.mutable_data_ptr<float>() + first * d_out(), d_out());
   });
   return out;
 }
 
 void TranscoderTrainer::skip_gradient(const at::Tensor& g, const at::Tensor& x) {
-  at::Tensor& gradient = gradients_.more.at("W_skip");
-  const at::Tensor read = operand(x);
+  const products::Panels read = right_operand(*pool_, columns_of(x.const_data_ptr<float>(), d_in()),
+                                              d_in(), batch(), numbers_of(spec_));
+  float* gradient = gradients_.more.at("W_skip").mutable_data_ptr<float>();
   pool_->run((d_out() + kSkipRows - 1) / kSkipRows, [&](std::int64_t index) {
     const std::int64_t first = index * kSkipRows, count = std::min(kSkipRows, d_out() - first);
-    multiply(gradient.narrow(0, first, count), g.narrow(1, first, count).t(), read);
+    products::multiply(left_operand(columns_of(g.const_data_ptr<float>() + first, d_out()), count,
+                                    batch(), read.numbers()),
+                       read, gradient + first * d_in(), d_in());
   });
 }
 
@@ -86,13 +92,9 @@ PassSums TranscoderTrainer::pass(const at::Tensor& rows) {
   const double inverse_rows = 1.0 / static_cast<double>(count_rows);
   const auto [x, y] = split(rows);
   PassSums result;
-  const PackedEncoder encoder =
-      pack_encoder(*pool_, parameters_.w_enc.const_data_ptr<float>(),
-                   parameters_.b_enc.const_data_ptr<float>(), d_sae(), d_in(), numbers_of(spec_));
   SparseCodes codes;
-  result.finite =
-      select_per_row(*pool_, {x.const_data_ptr<float>(), count_rows, d_in(), kRowsPerTile}, encoder,
-                     k_, hints_, codes);
+  result.finite = select_per_row(*pool_, rows_of_batch(x.const_data_ptr<float>()), packed_encoder(),
+                                 k_, hints_, codes);
 
   // What the latents are to predict.
   const at::Tensor target = skips_ ? y - skipped(x) : y;
@@ -109,9 +111,9 @@ PassSums TranscoderTrainer::pass(const at::Tensor& rows) {
     for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
       sums[static_cast<std::size_t>(index)] =
           decode_rows(codes, decoder, target.const_data_ptr<float>(), x.const_data_ptr<float>(),
-                      factor, first, count, error.mutable_data_ptr<float>(), d_codes, g_and_x);
+                      factor, first, count, error.mutable_data_ptr<float>(), d_codes, &g_and_x);
     });
-    weight_gradients(*pool_, codes, d_codes, g_and_x, /*add=*/false, gradients_of_latents());
+    sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/false);
   }
   if (skips_) skip_gradient(error * factor, x);
 
@@ -129,7 +131,8 @@ PassSums TranscoderTrainer::pass(const at::Tensor& rows) {
   result.reconstruction = squared_error * inverse_rows;
   result.in_place = squared_error / variance;
   result.fve = 1 - *result.in_place;
-  if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(x, error);
+  if (spec_.aux_k_weight > 0)
+    result.auxiliary = auxiliary(x.const_data_ptr<float>(), error.const_data_ptr<float>());
   return result;
 }
 

@@ -77,39 +77,58 @@ TEST(Gradients, OfTheReluFamilyAreThoseOfAutograd) {
   }
 }
 
-// Few latents are active: only they are decoded and differentiated.
-TEST(Gradients, OfTheReluFamilyWithFewActiveAreThoseOfAutogradWhateverWasExpected) {
-  ThreadPool pool(2);
+// Dense families with few active latents, each way of penalising them.
+std::vector<TrainingSpec> specs_of_few() {
+  std::vector<TrainingSpec> specs;
   for (const auto architecture :
-       {Architecture::kStandard, Architecture::kStandardBricken, Architecture::kPAnneal})
+       {Architecture::kStandard, Architecture::kStandardBricken, Architecture::kPAnneal,
+        Architecture::kGated, Architecture::kGatedPAnneal})
     for (const double p : {1.0, 0.5}) {
-      TrainingSpec spec = spec_of(architecture);
-      spec.p_start = p;
-      const auto trainer = displaced(spec, pool);
-      TrainerBase& base = inside(*trainer);
-      const at::Tensor x = some_rows();
-      clear_of_zero(base.parameters(), x, kRows - kRows / 20);
-      const Reference want = reference(spec, base.parameters(), x);
-      const double l0 = want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>();
-      ASSERT_GT(l0, 1);
-      ASSERT_LT(l0, kWidth / 16.0);
-      Named first;
-      // The first pass expects many active latents, the second few.
-      for (int round = 0; round < 2; ++round) {
-        const PassSums sums = base.pass_for_test(x);
-        EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss));
-        EXPECT_NEAR(sums.l0, l0, 1e-9);
-        const Named got = named_parameters(base.gradients());
-        for (const auto& [name, gradient] : want.gradients) {
-          EXPECT_LT(relative_distance(got.at(name), gradient), 1e-5)
-              << to_string(architecture) << " " << name;
-          if (round == 0)
-            first[name] = got.at(name).clone();
-          else
-            EXPECT_TRUE(same_bytes(first.at(name), got.at(name))) << to_string(architecture);
-        }
+      specs.push_back(spec_of(architecture));
+      specs.back().p_start = p;
+    }
+  for (const auto loss :
+       {sweeps::SparsityLoss::kL0, sweeps::SparsityLoss::kL0Target, sweeps::SparsityLoss::kTanh}) {
+    specs.push_back(jumprelu_spec(loss, kWidth, kRows, 100));
+    specs.back().pre_act_weight = 0;  // it would pull on everything
+  }
+  return specs;
+}
+
+// Only what is active, or near it, is decoded and differentiated.
+TEST(Gradients, OfDenseFamiliesWithFewActiveAreThoseOfAutogradWhateverWasExpected) {
+  ThreadPool pool(2);
+  for (const TrainingSpec& spec : specs_of_few()) {
+    const std::string what = std::string(to_string(spec.architecture)) + " " +
+                             std::string(to_string(spec.sparsity_loss)) + " " +
+                             std::to_string(spec.p_start);
+    const auto trainer = displaced(spec, pool);
+    TrainerBase& base = inside(*trainer);
+    // The encoder of jumprelu reads x itself.
+    if (spec.architecture == Architecture::kJumpRelu) base.parameters().b_dec.zero_();
+    const at::Tensor x = some_rows();
+    clear_of_zero(base.parameters(), x, kRows - kRows / 20);
+    if (spec.architecture == Architecture::kJumpRelu) base.parameters().b_dec.fill_(0.1);
+    const Reference want = reference(spec, base.parameters(), x);
+    const double l0 = want.codes.ne(0).sum(1).to(at::kDouble).mean().item<double>();
+    ASSERT_GT(l0, 0.2) << what;
+    ASSERT_LT(l0, kWidth / 16.0) << what;
+    Named first;
+    // The first pass expects many active latents, the second few.
+    for (int round = 0; round < 2; ++round) {
+      const PassSums sums = base.pass_for_test(x);
+      EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * std::abs(want.loss)) << what;
+      EXPECT_NEAR(sums.l0, l0, 1e-9) << what;
+      const Named got = named_parameters(base.gradients());
+      for (const auto& [name, gradient] : want.gradients) {
+        EXPECT_LT(relative_distance(got.at(name), gradient), 1e-5) << what << " " << name;
+        if (round == 0)
+          first[name] = got.at(name).clone();
+        else
+          EXPECT_TRUE(same_bytes(first.at(name), got.at(name))) << what;
       }
     }
+  }
 }
 
 TEST(Gradients, OfTheGatedFamilyAreThoseOfAutogradWithAStillDecoderBehindTheGate) {

@@ -35,9 +35,9 @@ struct SelectionTest : testing::Test {
   at::Tensor w_enc = normal_tensor({kLatents, kInputs}, 2);
   at::Tensor bias = normal_tensor({kLatents}, 3);
 
-  PackedEncoder encoder(Numbers numbers = Numbers::kFloat) {
-    return pack_encoder(pool, w_enc.const_data_ptr<float>(), bias.const_data_ptr<float>(), kLatents,
-                        kInputs, numbers);
+  PackedEncoder encoder(Numbers numbers = Numbers::kFloat, const float* floors = nullptr) {
+    return pack_encoder(pool, w_enc.const_data_ptr<float>(), bias.const_data_ptr<float>(), floors,
+                        kLatents, kInputs, numbers);
   }
   CentredRows rows() const { return {x.const_data_ptr<float>(), kRows, kInputs, kTile}; }
 
@@ -80,6 +80,23 @@ TEST_F(SelectionTest, SeesTheProductsThatAreAboveTheThreshold) {
       }
       EXPECT_LT(relative_distance(got, want * want.gt(threshold)), 1e-5) << to_string(isa);
     }
+  }
+}
+
+TEST_F(SelectionTest, SeesWhatIsAboveTheFloorOfItsLatent) {
+  const at::Tensor floors = normal_tensor({kLatents}, 4) * 5;
+  const at::Tensor want = at::addmm(bias, x, w_enc.t());
+  for (const Isa isa : products::runnable_isas()) {
+    const products::ForcedIsa forced(isa);
+    SparseCodes codes;
+    EXPECT_TRUE(select_above(pool, rows(), encoder(Numbers::kFloat, floors.const_data_ptr<float>()),
+                             0, codes));
+    at::Tensor got = at::zeros_like(want);
+    for (const auto& [row, latent, value] : kept(codes)) {
+      EXPECT_GT(value, floors[latent].item<float>());
+      got[row][latent] = value;
+    }
+    EXPECT_LT(relative_distance(got, want * want.gt(floors)), 1e-5) << to_string(isa);
   }
 }
 

@@ -49,7 +49,7 @@ TEST_P(SparsePassesTest, AreThoseOfDenseProducts) {
   for (const auto& [first, count] : {std::pair{0, 64}, std::pair{64, 26}})
     squared_error +=
         decode_rows(codes, decoder, x.const_data_ptr<float>(), x_centred.const_data_ptr<float>(),
-                    factor, first, count, error.mutable_data_ptr<float>(), d_codes, g_and_x)
+                    factor, first, count, error.mutable_data_ptr<float>(), d_codes, &g_and_x)
             .squared_error;
   const at::Tensor f = dense.to(at::kDouble);
   const at::Tensor want =

@@ -28,10 +28,10 @@ void block_avx512(const float* left, const float* right, std::int64_t steps, flo
 void block_avx512_bf16(const float* left, const float* right, std::int64_t steps, float* out,
                        std::int64_t stride, bool add);
 
-// z += bias over the 32 columns of a block's row; bit i of the result: z[i] is above the threshold,
-// or NaN.
-std::uint32_t row_hits_avx2(float* z, const float* bias, float threshold);
-std::uint32_t row_hits_avx512(float* z, const float* bias, float threshold);
+// z += bias over the 32 columns of a block's row; bit i of the result: z[i] is above the threshold
+// plus floors[i], or NaN.
+std::uint32_t row_hits_avx2(float* z, const float* bias, const float* floors, float threshold);
+std::uint32_t row_hits_avx512(float* z, const float* bias, const float* floors, float threshold);
 #endif
 
 }  // namespace saesweep::worker::products

@@ -102,18 +102,22 @@ __attribute__((target("avx2,fma"))) void block_avx2(const float* left, const flo
 }
 
 __attribute__((target("avx512f"))) std::uint32_t row_hits_avx512(float* z, const float* bias,
+                                                                 const float* floors,
                                                                  float threshold) {
   const __m512 limit = _mm512_set1_ps(threshold);
   const __m512 low = _mm512_add_ps(_mm512_loadu_ps(z), _mm512_loadu_ps(bias));
   const __m512 high = _mm512_add_ps(_mm512_loadu_ps(z + 16), _mm512_loadu_ps(bias + 16));
   _mm512_storeu_ps(z, low);
   _mm512_storeu_ps(z + 16, high);
-  const std::uint32_t low_mask = _mm512_cmp_ps_mask(low, limit, _CMP_NLE_UQ);
-  const std::uint32_t high_mask = _mm512_cmp_ps_mask(high, limit, _CMP_NLE_UQ);
+  const std::uint32_t low_mask =
+      _mm512_cmp_ps_mask(low, _mm512_add_ps(limit, _mm512_loadu_ps(floors)), _CMP_NLE_UQ);
+  const std::uint32_t high_mask =
+      _mm512_cmp_ps_mask(high, _mm512_add_ps(limit, _mm512_loadu_ps(floors + 16)), _CMP_NLE_UQ);
   return low_mask | high_mask << 16;
 }
 
 __attribute__((target("avx2,fma"))) std::uint32_t row_hits_avx2(float* z, const float* bias,
+                                                                const float* floors,
                                                                 float threshold) {
   const __m256 limit = _mm256_set1_ps(threshold);
   std::uint32_t mask = 0;
@@ -122,7 +126,8 @@ __attribute__((target("avx2,fma"))) std::uint32_t row_hits_avx2(float* z, const 
     const __m256 sum =
         _mm256_add_ps(_mm256_loadu_ps(z + part * 8), _mm256_loadu_ps(bias + part * 8));
     _mm256_storeu_ps(z + part * 8, sum);
-    const int above = _mm256_movemask_ps(_mm256_cmp_ps(sum, limit, _CMP_NLE_UQ));
+    const __m256 floor = _mm256_add_ps(limit, _mm256_loadu_ps(floors + part * 8));
+    const int above = _mm256_movemask_ps(_mm256_cmp_ps(sum, floor, _CMP_NLE_UQ));
     mask |= static_cast<std::uint32_t>(above) << (part * 8);
   }
   return mask;

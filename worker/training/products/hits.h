@@ -14,14 +14,17 @@ struct Hit {
   float value;
 };
 
-// A bias per latent, with lanes past the edge that no threshold is below.
-std::vector<float> padded_bias(const float* bias, std::int64_t latents);
+// A value per latent, and `beyond` in the lanes past the edge. Of a bias -infinity, which no
+// threshold is below.
+std::vector<float> padded(const float* values, std::int64_t latents, float beyond);
 
-// Appends every entry of rows x encoderᵀ + bias that is above its row's threshold (>= 0); for each
-// row in order of latents. Returns false if one of them is not finite, which is left out: NaN and
-// +infinity are above any threshold. An entry's value depends on neither threshold nor neighbours.
-//   rows: left operand; encoder: right operand; bias: padded; thresholds: one a row
+// Appends every entry of rows x encoderᵀ + bias that is above its row's threshold plus its latent's
+// floor; for each row in order of latents. Returns false if one of them is not finite, which is
+// left out: NaN and +infinity are above any threshold. An entry's value depends on neither
+// threshold nor neighbours.
+//   rows: left operand; encoder: right operand; bias, floors: padded; thresholds: one a row
 bool collect_hits(const Panels& rows, const Panels& encoder, const std::vector<float>& bias,
-                  const std::vector<float>& thresholds, std::vector<Hit>& hits);
+                  const std::vector<float>& floors, const std::vector<float>& thresholds,
+                  std::vector<Hit>& hits);
 
 }  // namespace saesweep::worker::products

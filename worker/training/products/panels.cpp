@@ -18,7 +18,7 @@ float rounded(float value) { return from_bf16(to_bf16(value)); }
 template <std::int64_t kWidth>
 void copy_stripe(const Source& source, std::int64_t valid, std::int64_t first, std::int64_t count,
                  float* out) {
-  const float* data = source.data + first * source.depth_stride;
+  const float* data = source.data + source.depth_offset(first);
   if (source.depth_stride == 1) {
     for (std::int64_t lane = 0; lane < valid; ++lane)
       for (std::int64_t k = 0; k < count; ++k)
@@ -76,10 +76,11 @@ Panels::Panels(std::int64_t lanes, std::int64_t depth, std::int64_t width, Numbe
 }
 
 void Panels::pack(const Source& source, std::int64_t index) {
-  for (std::int64_t chunk = 0; chunk < chunks(); ++chunk)
-    pack_chunk({source.data + chunk * kDepthChunk * source.depth_stride, source.lane_stride,
-                source.depth_stride},
-               index, chunk);
+  for (std::int64_t chunk = 0; chunk < chunks(); ++chunk) {
+    Source of_chunk = source;
+    of_chunk.data += source.depth_offset(chunk * kDepthChunk);
+    pack_chunk(of_chunk, index, chunk);
+  }
 }
 
 void Panels::pack_chunk(const Source& source, std::int64_t index, std::int64_t chunk) {
@@ -89,8 +90,8 @@ void Panels::pack_chunk(const Source& source, std::int64_t index, std::int64_t c
   const std::int64_t valid = std::min(width_, lanes_ - first);
   float* out =
       memory_.data() + (index * steps() + chunk * steps_of(kDepthChunk, numbers_)) * width_;
-  const Source lanes{source.data + first * source.lane_stride, source.lane_stride,
-                     source.depth_stride};
+  Source lanes = source;
+  lanes.data += source.lane_offset(first);
   if (width_ == kBlockRows)
     pack_panel<kBlockRows>(lanes, valid, depth_of_chunk(chunk), numbers_, out);
   else

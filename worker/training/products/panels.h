@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "worker/training/products/scratch.h"
 
@@ -27,10 +28,24 @@ enum class Numbers : std::uint8_t {
 Numbers bf16_numbers();
 
 // A matrix to be packed: lane i (a row of the left or a column of the right operand) at depth k is
-// data[i * lane_stride + k * depth_stride]; one of the strides is 1.
+// data[i * lane_stride + k * depth_stride]; one of the strides is 1. Along that one the matrix may
+// lie in pieces, a multiple of kBlockColumns long and `piece_stride` apart.
 struct Source {
   const float* data;
   std::int64_t lane_stride, depth_stride;
+  std::int64_t piece = std::numeric_limits<std::int64_t>::max(), piece_stride = 0;
+
+  std::int64_t lane_offset(std::int64_t lane) const {
+    return lane_stride == 1 ? along(lane) : lane * lane_stride;
+  }
+  std::int64_t depth_offset(std::int64_t depth) const {
+    return depth_stride == 1 ? along(depth) : depth * depth_stride;
+  }
+
+ private:
+  std::int64_t along(std::int64_t at) const {
+    return at < piece ? at : at / piece * piece_stride + at % piece;
+  }
 };
 
 class Panels {

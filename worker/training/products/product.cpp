@@ -8,31 +8,38 @@
 
 namespace saesweep::worker::products {
 
-void multiply(const Panels& left, const Panels& right, float* out, std::int64_t stride) {
-  SAE_CHECK(left.depth() == right.depth() && left.numbers() == right.numbers(), "depths {} and {}",
-            left.depth(), right.depth());
+void multiply_chunk(const Panels& left, std::int64_t left_chunk, const Panels& right,
+                    std::int64_t right_chunk, bool add, float* out, std::int64_t stride) {
+  SAE_CHECK(left.depth_of_chunk(left_chunk) == right.depth_of_chunk(right_chunk) &&
+                left.numbers() == right.numbers(),
+            "depths {} and {}", left.depth_of_chunk(left_chunk), right.depth_of_chunk(right_chunk));
   const BlockKernel kernel = block_kernel(left.numbers());
   alignas(64) float block[kBlockRows * kBlockColumns];
-  for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk) {
-    const std::int64_t steps = left.steps_of_chunk(chunk);
-    for (std::int64_t column = 0; column < right.count(); ++column)
-      for (std::int64_t row = 0; row < left.count(); ++row) {
-        float* to = out + row * kBlockRows * stride + column * kBlockColumns;
-        const std::int64_t height = std::min(kBlockRows, left.lanes() - row * kBlockRows);
-        const std::int64_t width = std::min(kBlockColumns, right.lanes() - column * kBlockColumns);
-        if (height == kBlockRows && width == kBlockColumns) {
-          kernel(left.panel(row, chunk), right.panel(column, chunk), steps, to, stride, chunk > 0);
-          continue;
-        }
-        kernel(left.panel(row, chunk), right.panel(column, chunk), steps, block, kBlockColumns,
-               false);
-        for (std::int64_t i = 0; i < height; ++i)
-          for (std::int64_t j = 0; j < width; ++j) {
-            const float sum = block[i * kBlockColumns + j];
-            to[i * stride + j] = chunk > 0 ? to[i * stride + j] + sum : sum;
-          }
+  const std::int64_t steps = left.steps_of_chunk(left_chunk);
+  for (std::int64_t column = 0; column < right.count(); ++column)
+    for (std::int64_t row = 0; row < left.count(); ++row) {
+      float* to = out + row * kBlockRows * stride + column * kBlockColumns;
+      const float* of_left = left.panel(row, left_chunk);
+      const float* of_right = right.panel(column, right_chunk);
+      const std::int64_t height = std::min(kBlockRows, left.lanes() - row * kBlockRows);
+      const std::int64_t width = std::min(kBlockColumns, right.lanes() - column * kBlockColumns);
+      if (height == kBlockRows && width == kBlockColumns) {
+        kernel(of_left, of_right, steps, to, stride, add);
+        continue;
       }
-  }
+      kernel(of_left, of_right, steps, block, kBlockColumns, false);
+      for (std::int64_t i = 0; i < height; ++i)
+        for (std::int64_t j = 0; j < width; ++j) {
+          const float sum = block[i * kBlockColumns + j];
+          to[i * stride + j] = add ? to[i * stride + j] + sum : sum;
+        }
+    }
+}
+
+void multiply(const Panels& left, const Panels& right, float* out, std::int64_t stride) {
+  SAE_CHECK(left.depth() == right.depth(), "depths {} and {}", left.depth(), right.depth());
+  for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk)
+    multiply_chunk(left, chunk, right, chunk, /*add=*/chunk > 0, out, stride);
 }
 
 double flops_per_second(Numbers numbers) {

@@ -28,6 +28,10 @@ void for_each_block(const Panels& left, const Panels& right, const Take& take) {
 // out[left.lanes()][right.lanes()], rows `stride` apart, = left x right. For deep products: goes
 // through the depth chunk by chunk, so that both operands' chunks stay in cache.
 void multiply(const Panels& left, const Panels& right, float* out, std::int64_t stride);
+// One chunk of a deep product, for operands that are packed a chunk at a time; `add`: to what the
+// chunks before it left. All chunks in order make the bytes of multiply().
+void multiply_chunk(const Panels& left, std::int64_t left_chunk, const Panels& right,
+                    std::int64_t right_chunk, bool add, float* out, std::int64_t stride);
 
 // What one core does with operands in cache: the ceiling of every product. Measured now, in a tenth
 // of a second of processor time.
