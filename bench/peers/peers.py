@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """saesweep beside the libraries people use, on this machine: training beside dictionary_learning,
-harvesting beside transformers. See README.md for what is installed how, and what is compared.
+what training arrives at, harvesting beside transformers. See README.md for what is installed how,
+and what is compared.
 
     peers.py train [--n 1 4 16] [--arch topk batchtopk standard jumprelu] [--precision fp32 bf16]
+    peers.py quality [--arch ...] [--precision ...] [--seeds 3]
     peers.py harvest
 """
 
@@ -14,6 +16,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -156,6 +159,153 @@ def train(options):
     return results
 
 
+# ---- what training arrives at -------------------------------------------------------------------
+
+QUALITY = {"d": 64, "features": 256, "active": 8, "rows": 1 << 18, "held_out": 1 << 14}
+QUALITY_RUN = {"d_sae": 512, "batch": 512, "steps": 4000, "lr": 1e-3, "warmup": 200,
+               "sparsity_warmup": 1000, "decay": 3200}
+QUALITY_KEYS = {"topk": {"k": 16}, "batchtopk": {"k": 16}, "standard": {"l1": 0.1},
+                "jumprelu": {"l0_target": 16}}
+
+
+def planted_rows(count, seed):
+    """Sums of about 8 of 256 planted directions, of mean square norm 1: [count, 64] fp32."""
+    import torch
+
+    d, features = QUALITY["d"], QUALITY["features"]
+    planted = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(features, d, generator=planted), dim=1)
+    drawn = torch.Generator().manual_seed(seed)
+    active = torch.rand(count, features, generator=drawn) < QUALITY["active"] / features
+    rows = (active * (0.5 + torch.rand(count, features, generator=drawn))) @ directions
+    return rows / rows.square().sum(1).mean().sqrt()
+
+
+def fve_and_l0(rows, encoded, decoded):
+    residual = (rows - decoded).square().sum()
+    total = (rows - rows.mean(0)).square().sum()
+    return float(1 - residual / total), float((encoded != 0).float().sum(1).mean())
+
+
+def quality_of_peer(trainers, arch, seed, rows, held_out):
+    import torch
+
+    run, kind = QUALITY_RUN, trainers[arch][0]
+    keys = {"l1_penalty" if key == "l1" else "target_l0" if key == "l0_target" else key: value
+            for key, value in QUALITY_KEYS[arch].items()}
+    if "k" not in keys:
+        keys["sparsity_warmup_steps"] = run["sparsity_warmup"]
+    trainer = kind(
+        steps=run["steps"], activation_dim=QUALITY["d"], dict_size=run["d_sae"], layer=0,
+        lm_name="none", device="cpu", seed=seed, lr=run["lr"], warmup_steps=run["warmup"],
+        decay_start=run["decay"], **keys,
+    )
+    shuffled = torch.Generator().manual_seed(seed)
+    step = 0
+    while step < run["steps"]:
+        for chosen in torch.randperm(len(rows), generator=shuffled).split(run["batch"]):
+            if step == run["steps"]:
+                break
+            trainer.update(step, rows[chosen])
+            step += 1
+    with torch.no_grad():
+        if arch == "batchtopk":
+            encoded = trainer.ae.encode(held_out, use_threshold=True)
+        elif arch == "topk":
+            encoded = trainer.ae.encode(held_out, use_threshold=False)
+        else:
+            encoded = trainer.ae.encode(held_out)
+        return fve_and_l0(held_out, encoded, trainer.ae.decode(encoded))
+
+
+def quality_of_ours(folder, held_out):
+    """As the README says that an exported SAE is read."""
+    from safetensors.torch import load_file
+
+    sae = load_file(folder / "sae.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    arch = config["architecture"]
+    read = held_out if arch == "jumprelu" else held_out - sae["b_dec"]
+    encoded = read @ sae["W_enc"].T + sae["b_enc"]
+    if arch != "jumprelu":
+        encoded = encoded.relu()
+    if arch == "topk":
+        kept = encoded.topk(config["parameters"]["k"], dim=1)
+        encoded = encoded.new_zeros(encoded.shape).scatter_(1, kept.indices, kept.values)
+    elif "threshold" in sae:
+        encoded = encoded * (encoded > sae["threshold"])
+    return fve_and_l0(held_out, encoded, encoded @ sae["W_dec"] + sae["b_dec"])
+
+
+def train_ours(options, folder, seeds):
+    run = QUALITY_RUN
+    families = []
+    for arch in options.arch:
+        keys = dict(QUALITY_KEYS[arch], arch=arch)
+        if "k" not in keys:
+            keys["sparsity_warmup_steps"] = run["sparsity_warmup"]
+        families.append(keys)
+    for precision in options.precision:
+        sweep = {
+            "name": f"quality-{precision}",
+            "data": {"source": "activations", "path": str(folder / "rows.safetensors"),
+                     "tensor": "x"},
+            "activations": {"tokens": QUALITY["rows"] * 49 // 50, "dtype": "fp32",
+                            "normalize": "none", "holdout": "2%"},
+            "train": {"tokens": run["steps"] * run["batch"], "batch": run["batch"],
+                      "d_sae": run["d_sae"], "lr": run["lr"], "warmup_steps": run["warmup"],
+                      "decay_start": run["decay"], "device": "cpu", "precision": precision,
+                      "seed": list(range(seeds))},
+            "trials": families,
+            "evaluate": [{"core": {"tokens": "2k"}}],
+        }
+        path = folder / f"{sweep['name']}.yaml"
+        path.write_text(json.dumps(sweep))  # every JSON is YAML
+        done = subprocess.run(
+            [options.saesweep, "run", path, "--state", folder / "state", "--out",
+             folder / precision],
+            capture_output=True, text=True,
+        )
+        if done.returncode != 0:
+            sys.exit(f"saesweep run: {done.stderr or done.stdout}")
+        for trial in (folder / precision).rglob("sae.safetensors"):
+            yield precision, trial.parent
+
+
+def quality(options):
+    try:
+        trainers = trainers_of_dictionary_learning()
+        from safetensors.torch import save_file
+    except ImportError as missing:
+        sys.exit(f"{missing}; README.md says what to install")
+    import torch
+
+    torch.set_num_threads(os.cpu_count() if options.threads == 0 else options.threads)
+    rows, held_out = planted_rows(QUALITY["rows"], 1), planted_rows(QUALITY["held_out"], 2)
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        save_file({"x": rows.contiguous()}, folder / "rows.safetensors")
+        for precision, trial in train_ours(options, folder, options.seeds):
+            arch = json.loads((trial / "config.json").read_text())["architecture"]
+            found.setdefault((arch, f"saesweep {precision}"), []).append(
+                quality_of_ours(trial, held_out))
+    for arch in options.arch:
+        for seed in range(options.seeds):
+            found.setdefault((arch, "dictionary_learning"), []).append(
+                quality_of_peer(trainers, arch, seed, rows, held_out))
+    print(f"{QUALITY} {QUALITY_RUN}, {options.seeds} seeds; held-out rows that neither was given")
+    print(f"{'':<10} {'':<20} {'FVE, mean':>10} {'least':>8} {'most':>8} {'L0, mean':>10} "
+          f"{'least':>8} {'most':>8}")
+    results = []
+    for (arch, who), scores in sorted(found.items()):
+        fve, l0 = zip(*scores)
+        print(f"{arch:<10} {who:<20} {statistics.mean(fve):>10.4f} {min(fve):>8.4f} "
+              f"{max(fve):>8.4f} {statistics.mean(l0):>10.2f} {min(l0):>8.2f} {max(l0):>8.2f}")
+        results.append({"arch": arch, "who": who, "fve": fve, "l0": l0})
+    return results
+
+
 # ---- harvesting ---------------------------------------------------------------------------------
 
 
@@ -211,7 +361,7 @@ def harvest(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["train", "harvest"])
+    parser.add_argument("what", choices=["train", "quality", "harvest"])
     parser.add_argument("--saesweep", default=str(ROOT / "build/release/bin/saesweep"))
     parser.add_argument("--n", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--arch", nargs="+", default=["topk", "batchtopk", "standard", "jumprelu"])
@@ -221,12 +371,13 @@ def main():
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=1, help="of each SAE, a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="quality: of each kind")
     parser.add_argument("--games", type=int, default=128, help="harvest: a round")
     parser.add_argument("--sequences", type=int, default=32, help="harvest: in transformers' batch")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--json", metavar="FILE", help="writes what was measured")
     options = parser.parse_args()
-    results = {"train": train, "harvest": harvest}[options.what](options)
+    results = {"train": train, "quality": quality, "harvest": harvest}[options.what](options)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
 
