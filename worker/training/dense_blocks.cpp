@@ -86,27 +86,26 @@ SAE_VECTOR_CLONES void gated_codes(const float* __restrict opening, const float*
   }
 }
 
-SAE_VECTOR_CLONES void gated_backward(const float* opening, const float* __restrict f,
+SAE_VECTOR_CLONES void gated_backward(float* __restrict opening, const float* __restrict f,
                                       const float* __restrict scale, const float* __restrict b_mag,
                                       const float* __restrict pull, std::int64_t pull_stride,
                                       const float* __restrict d_f, const float* __restrict d_gate,
-                                      float* d_z, const GatedSums& sums, std::int64_t height) {
+                                      const GatedSums& sums, std::int64_t height) {
   Lanes of_b_gate, of_b_mag, of_r_mag, of_z, active, gates;
   for (std::int64_t row = 0; row < height; ++row)
-#pragma GCC ivdep
     for (std::int64_t i = 0; i < kLatents; ++i) {
       const std::int64_t at = row * kLatents + i;
-      const bool open = opening[at] > 0, speaks = f[at] > 0;
-      const float of_magnitude = speaks ? d_f[at] : 0.0F;
-      const float of_gate = open ? d_gate[at] + pull[row * pull_stride + i] : 0.0F;
+      const float gate = opening[at], pulled = d_gate[at] + pull[row * pull_stride + i];
+      const float of_magnitude = f[at] > 0 ? d_f[at] : 0.0F;
+      const float of_gate = gate > 0 ? pulled : 0.0F;
       const float both = of_magnitude * scale[i] + of_gate;
       of_b_gate.values[i] += of_gate;
       of_b_mag.values[i] += of_magnitude;
       of_r_mag.values[i] += of_magnitude * (f[at] - b_mag[i]);
       of_z.values[i] += both;
-      active.values[i] += speaks ? 1.0F : 0.0F;
-      gates.values[i] += open ? opening[at] : 0.0F;
-      d_z[at] = both;
+      active.values[i] += f[at] > 0 ? 1.0F : 0.0F;
+      gates.values[i] += gate > 0 ? gate : 0.0F;
+      opening[at] = both;
     }
   of_b_gate.add_to(sums.b_gate);
   of_b_mag.add_to(sums.b_mag);
@@ -131,25 +130,24 @@ SAE_VECTOR_CLONES void jump_forward(const float* __restrict z, const float* __re
     }
 }
 
-SAE_VECTOR_CLONES void jump_backward(const float* z, const float* __restrict threshold,
-                                     float bandwidth, const float* __restrict d_f, float* d_z,
+SAE_VECTOR_CLONES void jump_backward(float* __restrict z, const float* __restrict threshold,
+                                     float bandwidth, const float* __restrict d_f,
                                      const JumpSums& sums, std::int64_t height) {
   Lanes active, positive, near, near_jump, window, of_z;
   for (std::int64_t row = 0; row < height; ++row)
-#pragma GCC ivdep
     for (std::int64_t i = 0; i < kLatents; ++i) {
       const std::int64_t at = row * kLatents + i;
-      const bool on = z[at] > threshold[i];
-      const float away = (z[at] - threshold[i]) / bandwidth;
-      const bool is_near = away > -0.5F && away < 0.5F;
-      const float gradient = on ? d_f[at] : 0.0F;
-      active.values[i] += on ? 1.0F : 0.0F;
-      positive.values[i] += on && z[at] > 0 ? 1.0F : 0.0F;
-      near.values[i] += is_near ? 1.0F : 0.0F;
-      near_jump.values[i] += is_near && on ? 1.0F : 0.0F;
-      window.values[i] += is_near ? d_f[at] : 0.0F;
-      of_z.values[i] += gradient;
-      d_z[at] = gradient;
+      const float value = z[at], gradient = d_f[at];
+      const float on = value > threshold[i] ? 1.0F : 0.0F;
+      const float is_near = std::fabs((value - threshold[i]) / bandwidth) < 0.5F ? 1.0F : 0.0F;
+      const float passed = value > threshold[i] ? gradient : 0.0F;
+      active.values[i] += on;
+      positive.values[i] += value > 0 ? on : 0.0F;
+      near.values[i] += is_near;
+      near_jump.values[i] += is_near * on;
+      window.values[i] += is_near * gradient;
+      of_z.values[i] += passed;
+      z[at] = passed;
     }
   active.add_to(sums.active);
   positive.add_to(sums.positive);

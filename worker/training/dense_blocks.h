@@ -52,10 +52,10 @@ struct GatedSums {
   float *b_gate, *b_mag, *r_mag, *d_z, *active, *gates;
 };
 // d_f and d_gate are the gradients of f and of relu(opening) without the penalty, whose pull is
-// added where the gate is open. d_z may be where `opening` is.
-void gated_backward(const float* opening, const float* f, const float* scale, const float* b_mag,
+// added where the gate is open. `opening` becomes the gradient of z.
+void gated_backward(float* opening, const float* f, const float* scale, const float* b_mag,
                     const float* pull, std::int64_t pull_stride, const float* d_f,
-                    const float* d_gate, float* d_z, const GatedSums& sums, std::int64_t height);
+                    const float* d_gate, const GatedSums& sums, std::int64_t height);
 
 // ---- jumprelu -----------------------------------------------------------------------------------
 
@@ -72,9 +72,9 @@ struct JumpSums {
   float* window;     // gradient of f where it is near
   float* d_z;        // gradient of z
 };
-// d_z, the gradient of z, is that of f where f speaks. It may be where z is.
-void jump_backward(const float* z, const float* threshold, float bandwidth, const float* d_f,
-                   float* d_z, const JumpSums& sums, std::int64_t height);
+// z becomes its gradient, which is that of f where f speaks.
+void jump_backward(float* z, const float* threshold, float bandwidth, const float* d_f,
+                   const JumpSums& sums, std::int64_t height);
 
 // The penalty weight * tanh(norm_scale f) of each latent: adds its gradient to that of f, and
 // f (1 - tanh^2) to `slopes`. Returns the sum of tanh over the block.

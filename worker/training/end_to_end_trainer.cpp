@@ -86,8 +86,7 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
                                               f.block(row, latent), height, seen);
                  });
   struct Sums {
-    double squared_error = 0;
-    std::vector<double> g_columns;
+    DecodeSums decoded;
     std::vector<float> f, d_z;  // by latent, padded
   };
   std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
@@ -100,7 +99,7 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
       kernels::axpy(1, parameters_.b_dec.const_data_ptr<float>(), out + row * d, d);
       std::copy_n(out + row * d, d, error.begin());
       kernels::axpy(-1, x_values + (first + row) * d, error.data(), d);
-      sums[static_cast<std::size_t>(index)].squared_error +=
+      sums[static_cast<std::size_t>(index)].decoded.squared_error +=
           kernels::sum_of_squares(error.data(), d);
     }
   });
@@ -117,9 +116,9 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
   const std::vector<float> pulls(encoder.bias.size(), static_cast<float>(pull));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    sum.decoded.g_columns.assign(static_cast<std::size_t>(d), 0);
     for (std::int64_t row = first; row < first + count; ++row)
-      kernels::add_scaled(1, g + row * d, sum.g_columns.data(), d);
+      kernels::add_scaled(1, g + row * d, sum.decoded.g_columns.data(), d);
     sum.f.assign(pulls.size(), 0);
     sum.d_z.assign(pulls.size(), 0);
     decode_back_tile(
@@ -137,11 +136,11 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
       (gradients_.w_dec * decoder_rows).sum(1, /*keepdim=*/true) * decoder_rows;
   gradients_.w_dec.sub_(along).div_(lengths.clamp_min(1e-12));
 
-  double squared_error = 0, activations = 0;
-  std::vector<double> b_dec(static_cast<std::size_t>(d), 0), b_enc(latents, 0), of_f(latents, 0);
+  DecodeSums decoded;
+  double activations = 0;
+  std::vector<double> b_enc(latents, 0), of_f(latents, 0);
   for (const Sums& sum : sums) {
-    squared_error += sum.squared_error;
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
+    decoded.add(sum.decoded);
     add_to(of_f, sum.f);
     add_to(b_enc, sum.d_z);
   }
@@ -151,12 +150,12 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
     fired[i] = of_f[i] > 0 ? 1 : 0;
   }
   store(b_enc, gradients_.b_enc);
-  store(b_dec, gradients_.b_dec);
+  store(decoded.g_columns, gradients_.b_dec);
   result.in_place = said.kl;
   result.sparsity = activations * pull;
-  result.reconstruction = squared_error * inverse_rows;
+  result.reconstruction = decoded.squared_error * inverse_rows;
   result.l0 = static_cast<double>(encoded.above) * inverse_rows;
-  result.fve = variance_explained(x, squared_error);
+  result.fve = variance_explained(x, decoded.squared_error);
   next_silence_ = advance_silence(fired);
   return result;
 }

@@ -129,7 +129,7 @@ std::vector<GatedTrainer::TileSums> GatedTrainer::dense(const Batch& batch_in,
           dense_blocks::gated_backward(d_z, f.block(first + row, latent), &batch_in.ratio[at],
                                        &batch_in.b_mag[at],
                                        pulls ? pulls->block(row, latent) : &batch_in.pulls[at],
-                                       pulls ? Slabs::kSlab : 0, d_f, d_gate, d_z,
+                                       pulls ? Slabs::kSlab : 0, d_f, d_gate,
                                        {&sum.b_gate[at], &sum.b_mag[at], &sum.r_mag[at],
                                         &sum.d_z[at], &sum.active[at], &sum.gates[at]},
                                        std::min(kHeight, count - row));
@@ -238,13 +238,13 @@ PassSums GatedTrainer::pass(const at::Tensor& x) {
 
   PassSums result;
   result.finite = found.finite;
-  double squared_error = 0, auxiliary = 0;
+  DecodeSums decoded;
+  double auxiliary = 0;
   Annealing::Penalty penalty;
   std::vector<double> of_gate(latents, 0), of_magnitude(latents, 0), of_ratio(latents, 0);
   std::vector<double> d_z(latents, 0), active(latents, 0), gates(latents, 0);
-  std::vector<double> b_dec(static_cast<std::size_t>(d_in()), 0);
   for (const TileSums& sum : sums) {
-    squared_error += sum.decoded.squared_error;
+    decoded.add(sum.decoded);
     auxiliary += sum.auxiliary;
     penalty.now += sum.penalty.now;
     penalty.next += sum.penalty.next;
@@ -254,7 +254,6 @@ PassSums GatedTrainer::pass(const at::Tensor& x) {
     add_to(d_z, sum.d_z);
     add_to(active, sum.active);
     add_to(gates, sum.gates);
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.decoded.g_columns[j];
   }
   double active_in_all = 0;
   std::vector<char> fired(latents, 0);
@@ -265,17 +264,17 @@ PassSums GatedTrainer::pass(const at::Tensor& x) {
   }
   // The encoder subtracts b_dec from what both reconstructions see.
   store(d_z, gradients_.b_enc);
-  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), b_dec);
+  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), decoded.g_columns);
   store(of_gate, gradients_.b_enc);
   store(of_magnitude, gradients_.more.at("b_mag"));
   store(of_ratio, gradients_.more.at("r_mag"));
-  store(b_dec, gradients_.b_dec);
+  store(decoded.g_columns, gradients_.b_dec);
   last_penalty_ = {penalty.now * inverse_rows, penalty.next * inverse_rows};
-  result.reconstruction = squared_error * inverse_rows;
+  result.reconstruction = decoded.squared_error * inverse_rows;
   result.auxiliary = auxiliary * inverse_rows;
   result.sparsity = last_penalty_.now * scale;
   result.l0 = active_in_all * inverse_rows;
-  result.fve = variance_explained(x, squared_error);
+  result.fve = variance_explained(x, decoded.squared_error);
   next_silence_ = advance_silence(fired);
   return result;
 }

@@ -138,7 +138,7 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::dense(const Batch& batch
             sum.below += dense_blocks::pull_below(d_z, thresholds, &batch_in.below_weight[at],
                                                   below, &of.pulls[at], &of.excesses[at], height);
           }
-          dense_blocks::jump_backward(d_z, thresholds, bandwidth(), d_f, d_z,
+          dense_blocks::jump_backward(d_z, thresholds, bandwidth(), d_f,
                                       {&of.active[at], &of.positive[at], &of.near[at],
                                        &of.near_jump[at], &of.window[at], &of.d_z[at]},
                                       height);
@@ -203,17 +203,16 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::sparse(const Batch& batc
 }
 
 PassSums JumpReluTrainer::pass(const at::Tensor& x) {
-  const std::int64_t d = d_in();
   const auto latents = static_cast<std::size_t>(d_sae());
   const double inverse_rows = 1.0 / static_cast<double>(batch());
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  constexpr float kSilent = -std::numeric_limits<float>::infinity();
   const auto padded = [&](const at::Tensor& values, float beyond) {
     return products::padded(values.const_data_ptr<float>(), d_sae(), beyond);
   };
   Batch batch_in{
       .read = rows_of_batch(x.const_data_ptr<float>()),
       .pull = static_cast<float>(*spec_.l0_coefficient * sparsity_scale() * inverse_rows),
-      .thresholds = padded(threshold(), kLowest),
+      .thresholds = padded(threshold(), kSilent),
       .norm_scale = {},
       .below_weight = {}};
   at::Tensor norms;
@@ -244,11 +243,10 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
 
   PassSums result;
   result.finite = found.finite;
-  double squared_error = 0;
+  DecodeSums decoded;
   Latents<double> of(latents);
-  std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
   for (const TileSums& sum : sums) {
-    squared_error += sum.decoded.squared_error;
+    decoded.add(sum.decoded);
     result.sparsity += sum.penalty * batch_in.pull + sum.below;
     add_to(of.active, sum.latents.active);
     add_to(of.positive, sum.latents.positive);
@@ -259,7 +257,6 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
     add_to(of.slopes, sum.latents.slopes);
     add_to(of.pulls, sum.latents.pulls);
     add_to(of.excesses, sum.latents.excesses);
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.decoded.g_columns[j];
   }
   result.sparsity += penalise(of);
   if (is_tanh()) pull_norms(of, norms);
@@ -271,10 +268,11 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
     of.d_z[i] -= of.pulls[i];
   }
   store(of.d_z, gradients_.b_enc);
-  store(b_dec, gradients_.b_dec);  // nothing comes through the encoder, which reads x itself
-  result.reconstruction = squared_error * inverse_rows;
+  // Nothing comes through the encoder, which reads x itself.
+  store(decoded.g_columns, gradients_.b_dec);
+  result.reconstruction = decoded.squared_error * inverse_rows;
   result.l0 = active * inverse_rows;
-  result.fve = variance_explained(x, squared_error);
+  result.fve = variance_explained(x, decoded.squared_error);
   next_silence_ = advance_silence(fired);
   return result;
 }

@@ -17,6 +17,47 @@ SAE_VECTOR_CLONES void axpy(float a, const float* __restrict x, float* __restric
   for (std::int64_t i = 0; i < n; ++i) y[i] += a * x[i];
 }
 
+SAE_VECTOR_CLONES void axpy4(const float* __restrict a, const float* const* x, float* __restrict y,
+                             std::int64_t n) {
+  const float* __restrict x0 = x[0], * __restrict x1 = x[1], * __restrict x2 = x[2], * __restrict x3 = x[3];
+  const float a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3];
+  for (std::int64_t i = 0; i < n; ++i) {
+    float sum = y[i];
+    sum += a0 * x0[i];
+    sum += a1 * x1[i];
+    sum += a2 * x2[i];
+    sum += a3 * x3[i];
+    y[i] = sum;
+  }
+}
+
+SAE_VECTOR_CLONES void dot4(const float* __restrict x, const float* const* y, float* __restrict out,
+                            std::int64_t n) {
+  using Line = float __attribute__((vector_size(64)));
+  Line lanes0{}, lanes1{}, lanes2{}, lanes3{};
+  const float *y0 = y[0], *y1 = y[1], *y2 = y[2], *y3 = y[3];
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Line of_x, of_y;
+    std::memcpy(&of_x, x + i, sizeof(Line));
+    std::memcpy(&of_y, y0 + i, sizeof(Line));
+    lanes0 += of_x * of_y;
+    std::memcpy(&of_y, y1 + i, sizeof(Line));
+    lanes1 += of_x * of_y;
+    std::memcpy(&of_y, y2 + i, sizeof(Line));
+    lanes2 += of_x * of_y;
+    std::memcpy(&of_y, y3 + i, sizeof(Line));
+    lanes3 += of_x * of_y;
+  }
+  const Line* lanes[] = {&lanes0, &lanes1, &lanes2, &lanes3};
+  for (int row = 0; row < 4; ++row) {
+    float sum = 0;
+    for (std::int64_t j = i; j < n; ++j) sum += x[j] * y[row][j];
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) sum += (*lanes[row])[lane];
+    out[row] = sum;
+  }
+}
+
 SAE_VECTOR_CLONES void divide(float by, float* __restrict x, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) x[i] /= by;
 }
@@ -60,6 +101,37 @@ SAE_VECTOR_CLONES double finish_error(const float* __restrict x, float factor, f
 SAE_VECTOR_CLONES void add_scaled(double a, const float* __restrict x, double* __restrict sums,
                                   std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) sums[i] += a * static_cast<double>(x[i]);
+}
+
+SAE_VECTOR_CLONES KthLargest kth_largest(const float* __restrict x, std::int64_t n,
+                                         std::int64_t k) {
+  // Floats that are not negative are in order of their bits: the answer is found bit by bit,
+  // without a branch that could be guessed wrong.
+  float smallest = x[0], largest = x[0];
+  for (std::int64_t i = 0; i < n; ++i) {
+    smallest = x[i] < smallest ? x[i] : smallest;
+    largest = x[i] > largest ? x[i] : largest;
+  }
+  // At least k are >= low, fewer are >= high.
+  std::int32_t low = 0, high = 0;
+  std::memcpy(&low, &smallest, sizeof(low));
+  std::memcpy(&high, &largest, sizeof(high));
+  ++high;
+  std::int64_t larger = 0;  // >= high
+  while (high - low > 1) {
+    const std::int32_t middle = low + (high - low) / 2;
+    float bound = 0;
+    std::memcpy(&bound, &middle, sizeof(bound));
+    std::int32_t count = 0;
+    for (std::int64_t i = 0; i < n; ++i) count += x[i] >= bound ? 1 : 0;
+    const bool enough = count >= k;
+    low = enough ? middle : low;
+    high = enough ? high : middle;
+    larger = enough ? larger : count;
+  }
+  float value = 0;
+  std::memcpy(&value, &low, sizeof(value));
+  return {value, larger};
 }
 
 SAE_VECTOR_CLONES void gather_slice(const Touch* __restrict touches, std::int64_t count,

@@ -16,6 +16,10 @@ inline void prefetch(const float* x, std::int64_t n) {
 
 // y += a * x
 void axpy(float a, const float* x, float* y, std::int64_t n);
+// Four at a time, with the bytes of one after another: y += a[0] x[0], then a[1] x[1] and so on;
+// out[i] = dot(x, y[i]).
+void axpy4(const float* a, const float* const* x, float* y, std::int64_t n);
+void dot4(const float* x, const float* const* y, float* out, std::int64_t n);
 // x /= by
 void divide(float by, float* x, std::int64_t n);
 float dot(const float* x, const float* y, std::int64_t n);
@@ -27,6 +31,13 @@ double finish_error(const float* x, float factor, float* e, float* g, double* g_
                     std::int64_t n);
 // sums += a * x
 void add_scaled(double a, const float* x, double* sums, std::int64_t n);
+
+// The k-th largest of n >= k >= 1 numbers, none negative or NaN, and how many are larger.
+struct KthLargest {
+  float value;
+  std::int64_t larger;
+};
+KthLargest kth_largest(const float* x, std::int64_t n, std::int64_t k);
 
 struct Code {
   std::int32_t latent;

@@ -115,19 +115,20 @@ TopKTrainer::Decoded MatryoshkaTrainer::decode(const SparseCodes& codes, const f
   const products::Scratch gradient(rows * groups * d);
   std::vector<float> d_codes(codes.entries.size());
   struct Sums {
-    std::vector<double> squared_errors, g_columns;
+    DecodeSums decoded;
+    std::vector<double> squared_errors;  // of the prefixes
   };
   std::vector<Sums> sums(static_cast<std::size_t>(tiles()));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     Sums& sum = sums[static_cast<std::size_t>(index)];
     sum.squared_errors.assign(group_end_.size(), 0);
-    sum.g_columns.assign(static_cast<std::size_t>(d), 0);
+    sum.decoded.g_columns.assign(static_cast<std::size_t>(d), 0);
     const float* decoder = parameters_.w_dec.const_data_ptr<float>();
     std::vector<float> x_hat;
     for (std::int64_t row = first; row < first + count; ++row) {
       float* g = gradient.data() + row * groups * d;
       reconstruct(codes, row, x + row * d, factor, x_hat, error + row * d, g, sum.squared_errors);
-      kernels::add_scaled(1, g, sum.g_columns.data(), d);  // b_dec is in every prefix
+      kernels::add_scaled(1, g, sum.decoded.g_columns.data(), d);  // b_dec is in every prefix
       for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
         const std::int64_t latent = codes.entries[static_cast<std::size_t>(at)].latent;
         d_codes[static_cast<std::size_t>(at)] =
@@ -139,13 +140,11 @@ TopKTrainer::Decoded MatryoshkaTrainer::decode(const SparseCodes& codes, const f
     group_gradients(group, codes, d_codes, gradient.data(), read);
 
   Decoded decoded;
-  decoded.g_columns.assign(static_cast<std::size_t>(d), 0);
   double of_prefixes = 0;
-  for (const Sums& sum : sums) {
+  for (Sums& sum : sums) {
     for (const double squared_error : sum.squared_errors) of_prefixes += squared_error;
-    decoded.squared_error += sum.squared_errors.back();
-    for (std::size_t j = 0; j < decoded.g_columns.size(); ++j)
-      decoded.g_columns[j] += sum.g_columns[j];
+    sum.decoded.squared_error = sum.squared_errors.back();
+    decoded.sums.add(sum.decoded);
   }
   decoded.in_place = weight * of_prefixes / static_cast<double>(rows);
   return decoded;

@@ -53,9 +53,8 @@ class ReluTrainer final : public DenseTrainer {
     bool curved;
   };
   struct Sums {
-    double squared_error = 0;
+    DecodeSums decoded;
     Annealing::Penalty penalty;     // only if curved
-    std::vector<double> g_columns;  // gradient of the reconstruction
     std::vector<double> f_columns;  // by latent
   };
   // Both fill the gradients of W_dec (of the reconstruction), W_enc and b_enc.
@@ -136,15 +135,12 @@ ReluTrainer::Sums ReluTrainer::dense(const Batch& batch_in, const Slabs& f) {
   });
 
   Sums sums;
-  sums.g_columns.assign(static_cast<std::size_t>(d), 0);
   sums.f_columns.assign(static_cast<std::size_t>(width), 0);
   std::vector<double> b_enc(static_cast<std::size_t>(width), 0);
   for (const TileSums& tile : tile_sums) {
-    sums.squared_error += tile.decoded.squared_error;
+    sums.decoded.add(tile.decoded);
     sums.penalty.now += tile.penalty.now;
     sums.penalty.next += tile.penalty.next;
-    for (std::size_t j = 0; j < sums.g_columns.size(); ++j)
-      sums.g_columns[j] += tile.decoded.g_columns[j];
     add_to(sums.f_columns, tile.f);
     add_to(b_enc, tile.d_z);
   }
@@ -186,16 +182,13 @@ ReluTrainer::Sums ReluTrainer::sparse(const Batch& batch_in, const SparseCodes& 
   });
   sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/false);
   Sums sums;
-  sums.g_columns.assign(static_cast<std::size_t>(d), 0);
   sums.f_columns.assign(static_cast<std::size_t>(d_sae()), 0);
   for (const auto& code : codes.entries)
     sums.f_columns[static_cast<std::size_t>(code.latent)] += code.value;
   for (std::size_t tile = 0; tile < decoded.size(); ++tile) {
-    sums.squared_error += decoded[tile].squared_error;
+    sums.decoded.add(decoded[tile]);
     sums.penalty.now += penalties[tile].now;
     sums.penalty.next += penalties[tile].next;
-    for (std::size_t j = 0; j < sums.g_columns.size(); ++j)
-      sums.g_columns[j] += decoded[tile].g_columns[j];
   }
   return sums;
 }
@@ -266,13 +259,13 @@ PassSums ReluTrainer::pass(const at::Tensor& x) {
       sums.penalty.now += sums.f_columns[i] * norms[i];
   }
   if (!crosses())  // its encoder reads x itself
-    subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), sums.g_columns);
-  store(sums.g_columns, gradients_.b_dec);
+    subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), sums.decoded.g_columns);
+  store(sums.decoded.g_columns, gradients_.b_dec);
   last_penalty_ = {sums.penalty.now * inverse_rows, sums.penalty.next * inverse_rows};
-  result.reconstruction = sums.squared_error * inverse_rows;
+  result.reconstruction = sums.decoded.squared_error * inverse_rows;
   result.sparsity = last_penalty_.now * scale;
   result.l0 = static_cast<double>(found.above) * inverse_rows;
-  result.fve = variance_explained(x, sums.squared_error);
+  result.fve = variance_explained(x, sums.decoded.squared_error);
   next_silence_ = advance_silence(fired);
   return result;
 }

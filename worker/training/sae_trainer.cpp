@@ -82,13 +82,13 @@ std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64
   const bool dense = !spec.k;
   const std::uint64_t prefixes = spec.group_fractions.size();  // a gradient each
   // Weights, gradients and two moments, and the weights packed as operands; of a batch the rows,
-  // centred, reconstructed, differentiated and packed. Dense families keep codes and their
-  // gradients, the others what was selected, twice over; and tiles of 256 rows, a few at a time, of
-  // all latents where selection follows the product.
+  // centred, reconstructed, differentiated and packed. Dense families keep codes and what they came
+  // from, the others what was selected, twice over; and tiles of 256 rows, a few at a time, of
+  // dense families with all latents.
   const std::uint64_t packed = d * spec.d_sae * (dense ? 3 : 1);
   const std::uint64_t of_batch =
       spec.batch * ((8 + prefixes) * d + (dense ? 2 * spec.d_sae : 24 * spec.k.value_or(0)));
-  const std::uint64_t tiles = 8 * 256 * (dense || prefixes > 0 ? spec.d_sae + 2 * d : 2 * d);
+  const std::uint64_t tiles = 8 * 256 * (dense ? spec.d_sae + 2 * d : 2 * d);
   return 4 * (4 * parameters + packed + of_batch + tiles) + (std::uint64_t{16} << 20);
 }
 

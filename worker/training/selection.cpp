@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <span>
 
@@ -41,16 +40,20 @@ float keep_top_k(std::span<const Code> codes, std::int64_t k, std::vector<float>
                  std::vector<Code>& out) {
   scratch.clear();
   for (const Code& code : codes) scratch.push_back(code.value);
-  const auto nth = scratch.begin() + (k - 1);
-  std::nth_element(scratch.begin(), nth, scratch.end(), std::greater<>());
-  const float smallest = *nth;
-  auto ties = k - std::count_if(scratch.begin(), nth, [&](float v) { return v > smallest; });
+  const kernels::KthLargest kth = kernels::kth_largest(scratch.data(), std::ssize(scratch), k);
+  std::int64_t ties = k - kth.larger, kept = std::ssize(out);
+  const std::int64_t end = kept + k;
+  // Each is written where the next one goes, and stays if it is kept.
+  out.resize(static_cast<std::size_t>(end) + 1);
   for (const Code& code : codes) {
-    if (code.value < smallest) continue;
-    if (code.value == smallest && ties-- <= 0) continue;
-    out.push_back(code);
+    const bool tied = code.value == kth.value;
+    out[static_cast<std::size_t>(kept)] = code;
+    kept += static_cast<std::int64_t>(code.value > kth.value) |
+            static_cast<std::int64_t>(tied && ties > 0);
+    ties -= static_cast<std::int64_t>(tied);
   }
-  return smallest;
+  out.resize(static_cast<std::size_t>(end));
+  return kth.value;
 }
 
 struct TileResult {

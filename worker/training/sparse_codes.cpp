@@ -1,8 +1,5 @@
 #include "worker/training/sparse_codes.h"
 
-#include <algorithm>
-#include <functional>
-
 #include "core/check.h"
 
 namespace saesweep::worker {
@@ -25,12 +22,9 @@ float SparseCodes::keep_largest(std::size_t wanted) {
   std::vector<float> values;
   values.reserve(entries.size());
   for (const auto& code : entries) values.push_back(code.value);
-  const auto nth = values.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
-  std::nth_element(values.begin(), nth, values.end(), std::greater<>());
-  const float smallest = *nth;
-  const auto above = static_cast<std::size_t>(
-      std::count_if(values.begin(), nth, [smallest](float v) { return v > smallest; }));
-  std::size_t ties = wanted - above;
+  const auto [smallest, larger] =
+      kernels::kth_largest(values.data(), std::ssize(values), static_cast<std::int64_t>(wanted));
+  std::int64_t ties = static_cast<std::int64_t>(wanted) - larger;
   std::size_t kept = 0;
   for (std::int64_t row = 0; row < rows(); ++row) {
     const std::int64_t first = begin(row), last = end(row);

@@ -49,6 +49,12 @@ std::int64_t columns_of(std::int64_t slice, std::int64_t d) {
 
 }  // namespace
 
+void DecodeSums::add(const DecodeSums& of_tile) {
+  squared_error += of_tile.squared_error;
+  g_columns.resize(of_tile.g_columns.size());
+  for (std::size_t j = 0; j < g_columns.size(); ++j) g_columns[j] += of_tile.g_columns[j];
+}
+
 void SlicedRows::put(std::int64_t row, const float* first, const float* second) {
   for (std::int64_t slice = 0; slice < slices(); ++slice) {
     float* to = memory_.data() + (slice * rows_ + row) * 2 * kColumns;
@@ -80,15 +86,33 @@ DecodeSums decode_rows(const SparseCodes& codes, const Decoder& decoder, const f
       std::copy_n(decoder.b_dec, d, e);
     else
       std::fill_n(e, d, 0.0F);
-    for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at) {
-      if (at + 1 < codes.end(row)) kernels::prefetch(decoder_row(at + 1), d);
-      kernels::axpy(codes.entries[static_cast<std::size_t>(at)].value, decoder_row(at), e, d);
+    // Four decoder rows at a time, the next four on their way.
+    const std::int64_t end = codes.end(row),
+                       fours = codes.begin(row) + (end - codes.begin(row)) / 4 * 4;
+    std::int64_t at = codes.begin(row);
+    for (; at < fours; at += 4) {
+      for (std::int64_t next = at + 4; next < std::min(at + 8, end); ++next)
+        kernels::prefetch(decoder_row(next), d);
+      float values[4];
+      const float* rows[4];
+      for (std::int64_t i = 0; i < 4; ++i) {
+        values[i] = codes.entries[static_cast<std::size_t>(at + i)].value;
+        rows[i] = decoder_row(at + i);
+      }
+      kernels::axpy4(values, rows, e, d);
     }
+    for (; at < end; ++at)
+      kernels::axpy(codes.entries[static_cast<std::size_t>(at)].value, decoder_row(at), e, d);
     sums.squared_error +=
         kernels::finish_error(x + row * d, factor, e, gradient.data(), sums.g_columns.data(), d);
     if (g_and_x != nullptr)
       g_and_x->put(row, gradient.data(), x_centred + row * g_and_x->d_second());
-    for (std::int64_t at = codes.begin(row); at < codes.end(row); ++at)
+    for (at = codes.begin(row); at < fours; at += 4) {
+      const float* rows[4] = {decoder_row(at), decoder_row(at + 1), decoder_row(at + 2),
+                              decoder_row(at + 3)};
+      kernels::dot4(gradient.data(), rows, &d_codes[static_cast<std::size_t>(at)], d);
+    }
+    for (; at < end; ++at)
       d_codes[static_cast<std::size_t>(at)] = kernels::dot(gradient.data(), decoder_row(at), d);
   }
   return sums;

@@ -46,9 +46,11 @@ struct Decoder {
   std::int64_t d;
 };
 
+// Of a tile; added up in order they are those of the batch.
 struct DecodeSums {
   double squared_error = 0;
   std::vector<double> g_columns;  // of the gradient of the reconstruction
+  void add(const DecodeSums& of_tile);
 };
 
 // For rows [first, first + count): error = codes W_dec + b_dec - x, its gradient factor * error,

@@ -50,12 +50,7 @@ TopKTrainer::Decoded TopKTrainer::decode(const SparseCodes& codes, const float* 
   });
   sparse_weight_gradients(codes, d_codes, g_and_x, /*add=*/false);
   Decoded decoded;
-  decoded.g_columns.assign(static_cast<std::size_t>(d), 0);
-  for (const DecodeSums& sum : sums) {
-    decoded.squared_error += sum.squared_error;
-    for (std::size_t j = 0; j < decoded.g_columns.size(); ++j)
-      decoded.g_columns[j] += sum.g_columns[j];
-  }
+  for (const DecodeSums& sum : sums) decoded.sums.add(sum);
   return decoded;
 }
 
@@ -87,13 +82,13 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
                        : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
   }
   result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
-  result.reconstruction = decoded.squared_error * inverse_rows;
+  result.reconstruction = decoded.sums.squared_error * inverse_rows;
   result.in_place = decoded.in_place;
-  result.fve = variance_explained(x, decoded.squared_error);
+  result.fve = variance_explained(x, decoded.sums.squared_error);
   if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(read.data(), error.data());
   // The encoder subtracts b_dec.
-  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), decoded.g_columns);
-  store(decoded.g_columns, gradients_.b_dec);
+  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), decoded.sums.g_columns);
+  store(decoded.sums.g_columns, gradients_.b_dec);
   return result;
 }
 

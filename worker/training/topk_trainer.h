@@ -7,7 +7,7 @@
 // ever in memory.
 #pragma once
 
-#include <vector>
+#include <optional>
 
 #include "worker/training/selection.h"
 #include "worker/training/sparse_trainer.h"
@@ -25,8 +25,7 @@ class TopKTrainer : public SparseTrainer {
 
  protected:
   struct Decoded {
-    std::vector<double> g_columns;  // of the gradient of the reconstruction
-    double squared_error = 0;
+    DecodeSums sums;
     std::optional<double> in_place = {};  // see PassSums
   };
   // x: [batch, d_in]; read: x - b_dec; error: [batch, d_in], gets x_hat - x. Fills the gradients of

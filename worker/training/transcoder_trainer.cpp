@@ -120,16 +120,12 @@ PassSums TranscoderTrainer::pass(const at::Tensor& rows) {
   std::vector<char> fired(static_cast<std::size_t>(d_sae()), 0);
   for (const kernels::Code& code : codes.entries) fired[static_cast<std::size_t>(code.latent)] = 1;
   next_silence_ = advance_silence(fired);
-  double squared_error = 0;
-  std::vector<double> b_dec(static_cast<std::size_t>(d_out()), 0);
-  for (const DecodeSums& sum : sums) {
-    squared_error += sum.squared_error;
-    for (std::size_t j = 0; j < b_dec.size(); ++j) b_dec[j] += sum.g_columns[j];
-  }
-  store(b_dec, gradients_.b_dec);
+  DecodeSums decoded;
+  for (const DecodeSums& sum : sums) decoded.add(sum);
+  store(decoded.g_columns, gradients_.b_dec);
   result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
-  result.reconstruction = squared_error * inverse_rows;
-  result.in_place = squared_error / variance;
+  result.reconstruction = decoded.squared_error * inverse_rows;
+  result.in_place = decoded.squared_error / variance;
   result.fve = 1 - *result.in_place;
   if (spec_.aux_k_weight > 0)
     result.auxiliary = auxiliary(x.const_data_ptr<float>(), error.const_data_ptr<float>());

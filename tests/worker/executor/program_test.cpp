@@ -121,6 +121,19 @@ TEST(ExecutorVerbs, ProbeSaysWhatLibTorchFinds) {
   EXPECT_TRUE(found["cuda"]["missing"].is_array());
 }
 
+TEST(ExecutorVerbs, ABenchOfTrainingStartsAtTheL0ThatIsAskedFor) {
+  for (const std::string arch : {"standard", "gated", "jumprelu"}) {
+    const Output output = run_program("bench train --arch " + arch +
+                                      " -n 1 --d-in 32 --d-sae 640 --batch 256 --steps 1 --rounds 1"
+                                      " --l0 20 --json");
+    ASSERT_EQ(output.code, 0) << output.text;
+    const Json measured = parse_json(output.text).value();
+    EXPECT_NEAR(measured["l0"].get<double>(), 20, 5) << arch;
+    EXPECT_LT(measured["roofline"]["flops_per_sae_token"], 4 * 32 * 640) << arch;
+  }
+  EXPECT_EQ(run_program("bench train --arch topk --l0 20").code, 2);
+}
+
 TEST(ExecutorVerbs, EveryBenchHasItsBaselineInTheSameRun) {
   const std::pair<const char*, const char*> benches[] = {
       {"train -n 2 --d-in 32 --d-sae 64 --k 4 --batch 64 --steps 2 --rounds 1", "sae_tokens_per_s"},

@@ -76,6 +76,23 @@ TEST_P(SparsePassesTest, AreThoseOfDenseProducts) {
   EXPECT_EQ(d_dec[11].abs().max().item<float>(), 0);
 }
 
+TEST_P(SparsePassesTest, FourRowsAtATimeAreOneAfterAnother) {
+  const float* rows[4];
+  float values[4], together[4];
+  for (std::int64_t i = 0; i < 4; ++i) {
+    rows[i] = w_dec.const_data_ptr<float>() + (5 + 3 * i) * d;
+    values[i] = x.const_data_ptr<float>()[i % d] + 0.3F;
+  }
+  at::Tensor one = b_dec.clone(), four = b_dec.clone();
+  for (std::int64_t i = 0; i < 4; ++i)
+    kernels::axpy(values[i], rows[i], one.mutable_data_ptr<float>(), d);
+  kernels::axpy4(values, rows, four.mutable_data_ptr<float>(), d);
+  EXPECT_TRUE(same_bytes(one, four));
+  kernels::dot4(b_dec.const_data_ptr<float>(), rows, together, d);
+  for (std::int64_t i = 0; i < 4; ++i)
+    EXPECT_EQ(together[i], kernels::dot(b_dec.const_data_ptr<float>(), rows[i], d));
+}
+
 INSTANTIATE_TEST_SUITE_P(Widths, SparsePassesTest, testing::Values(1, 16, 37, 96));
 
 }  // namespace
