@@ -290,6 +290,7 @@ class TrainRun {
   }
 
   Result<protocol::TaskResult> report_of(const Student& student, SaeTrainer& trainer) {
+    SAE_TRY_VOID(trainer.settle());
     if (trainer.needs_threshold()) {
       SAE_TRY(const at::Tensor rows, calibration_rows());
       trainer.calibrate_threshold(rows);

@@ -35,6 +35,9 @@ class TopKTrainer final : public SparseTrainer {
  private:
   PassSums pass(const at::Tensor& x) override;
   void keep_bookkeeping() override { threshold_ = next_threshold_; }
+  void note(const StepFindings& found) override { move_threshold(found.smallest_kept); }
+  // The moving average of the smallest activation that is kept.
+  void move_threshold(double smallest);
   void before_first_step(const at::Tensor& x) override {
     parameters_.b_dec.copy_(geometric_median(x));
   }
@@ -96,6 +99,14 @@ double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
   return rows == 0 ? 0 : sum / static_cast<double>(rows);
 }
 
+void TopKTrainer::move_threshold(double smallest) {
+  next_threshold_ = threshold_;
+  if (step_ <= spec_.threshold_start_step) return;
+  next_threshold_ = threshold_ < 0
+                        ? smallest
+                        : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
+}
+
 PassSums TopKTrainer::pass(const at::Tensor& x) {
   const std::int64_t d = d_in(), rows = batch();
   const double inverse_rows = 1.0 / static_cast<double>(rows);
@@ -124,13 +135,7 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   std::vector<char> fired(static_cast<std::size_t>(d_sae()), 0);
   for (const Code& code : codes.entries) fired[static_cast<std::size_t>(code.latent)] = 1;
   next_silence_ = advance_silence(fired);
-  next_threshold_ = threshold_;
-  if (step_ > spec_.threshold_start_step) {
-    const double smallest = smallest_selected(codes);
-    next_threshold_ =
-        threshold_ < 0 ? smallest
-                       : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
-  }
+  move_threshold(smallest_selected(codes));
   result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
   double squared_error = 0;
   std::vector<double> b_dec(static_cast<std::size_t>(d), 0);
