@@ -171,7 +171,8 @@ int describe(void* device, DeviceInfo* info) {
   if (gpu.check(cudaGetDeviceProperties(&properties, gpu.index), "properties") != 0 ||
       gpu.check(cudaMemGetInfo(&free, &total), "memory") != 0)
     return -1;
-  std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+  std::snprintf(info->name, sizeof info->name, "%.*s", static_cast<int>(sizeof info->name) - 1,
+                properties.name);
   info->memory_bytes = total;
   info->free_bytes = free;
   info->major = properties.major;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "worker/device/kernels/dense.h"
 #include "worker/device/kernels/optimiser.h"
 #include "worker/device/kernels/selection.h"
 #include "worker/device/kernels/sparse.h"
@@ -30,12 +31,19 @@ inline constexpr const char* kEntryPoint = "saesweep_device_api";
   X(PlaceRows)                \
   X(WriteKept)                \
   X(DecodeRow)                \
+  X(DecodePrefixes)           \
   X(ClearBits)                \
   X(SetBits)                  \
   X(CountTouches)             \
   X(PlaceLatents)             \
   X(WriteTouches)             \
   X(GatherGradients)          \
+  X(ReluRow)                  \
+  X(ErrorRow)                 \
+  X(PullRow)                  \
+  X(WeighLatent)              \
+  X(PullNorm)                 \
+  X(SumDense)                 \
   X(SumColumns)               \
   X(FoldColumns)              \
   X(SquareRow)                \

@@ -75,7 +75,7 @@ Moved Parameters::moved(std::size_t which) const {
 }
 
 Result<void> Parameters::update(Session& session, const Update& update) {
-  SAE_TRY(double* squares, session.scratch<double>("squares of latents", d_sae_));
+  SAE_TRY(auto* const squares, session.scratch<double>("squares of latents", d_sae_));
   SAE_TRY_VOID(device_->launch(
       GradeLatent{w_dec(), w_dec_gradient(), w_enc_gradient(), b_enc_gradient(), d_in_, d_out_,
                   update.unit_norm, update.projection_epsilon, squares},
@@ -106,10 +106,13 @@ AdamRates adam_rates(const sweeps::TrainingSpec& spec, const StepOrder& order) {
   return rates;
 }
 
-StepFindings findings_of(const StepSums& sums, std::int64_t rows, std::int64_t latents) {
+Result<StepFindings> Parameters::findings(std::int64_t rows) const {
+  StepSums sums{};
+  SAE_TRY_VOID(device_->download(&sums, this->sums(), sizeof sums));
   const auto count = static_cast<double>(rows);
   StepFindings found;
   found.reconstruction = sums.squared_error / count;
+  found.optimised = sums.optimised_error / count;
   found.sparsity = sums.penalty;
   found.auxiliary = sums.auxiliary;
   found.fve = sums.variance > 0 ? 1 - sums.squared_error / sums.variance
@@ -118,7 +121,7 @@ StepFindings findings_of(const StepSums& sums, std::int64_t rows, std::int64_t l
   found.finite = sums.not_finite == 0;
   found.norm = sums.norm;
   found.applied = sums.applied != 0;
-  found.dead_fraction = static_cast<double>(sums.dead) / static_cast<double>(latents);
+  found.dead_fraction = static_cast<double>(sums.dead) / static_cast<double>(d_sae_);
   found.smallest_kept = sums.smallest;
   return found;
 }

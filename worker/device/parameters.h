@@ -42,6 +42,8 @@ class Parameters {
     std::int64_t rows, dead_after;
   };
   Result<void> update(Session& session, const Update& update);
+  // What the last pass or step over so many rows found.
+  Result<StepFindings> findings(std::int64_t rows) const;
 
  private:
   static constexpr std::size_t kTensors = 4;
@@ -57,8 +59,5 @@ class Parameters {
 
 // As torch.optim.Adam applies them; `step` from 1.
 AdamRates adam_rates(const sweeps::TrainingSpec& spec, const StepOrder& order);
-
-// What a step found, from the sums of a batch.
-StepFindings findings_of(const StepSums& sums, std::int64_t rows, std::int64_t latents);
 
 }  // namespace saesweep::worker::device

@@ -3,23 +3,20 @@
 #include <ATen/core/Tensor.h>
 
 #include "core/check.h"
+#include "worker/device/dense_engine.h"
 #include "worker/device/sparse_engine.h"
 
 namespace saesweep::worker::device {
 
-bool has_engine(sweeps::Architecture architecture) {
-  return architecture == sweeps::Architecture::kTopK ||
-         architecture == sweeps::Architecture::kBatchTopK;
-}
-
 Result<std::unique_ptr<StepEngine>> Session::make(const sweeps::TrainingSpec& spec,
                                                   const std::vector<RowPart>& parts) {
-  if (!has_engine(spec.architecture))
+  if (!sweeps::trains_on_gpu(spec.architecture))
     return fail(ErrorCode::kInvalidArgument,
                 "{} is not trained on a GPU; train.device: cpu would "
                 "be right",
                 to_string(spec.architecture));
-  return make_sparse_engine(*this, spec, parts.front().width);
+  return spec.k ? make_sparse_engine(*this, spec, parts.front().width)
+                : make_dense_engine(*this, spec, parts.front().width);
 }
 
 Result<Rows> Session::upload(const at::Tensor& x, Uploaded& into) {
@@ -45,20 +42,26 @@ Result<Rows> Session::stream_rows(const at::Tensor& x, std::uint64_t first) {
 Result<Rows> Session::other_rows(const at::Tensor& x) { return upload(x, other_); }
 
 Result<void> Session::sum_columns(const float* matrix, const float* weights, std::int64_t rows,
-                                  std::int64_t columns, double* out) {
+                                  std::int64_t columns, std::int64_t stride, double* out) {
   const std::int64_t chunks = blocks_of(rows, SumColumns::kRows);
-  SAE_TRY(double* partial, scratch<double>("partial sums", chunks * columns));
-  SAE_TRY_VOID(device_->launch(SumColumns{matrix, weights, rows, columns, columns, partial},
+  SAE_TRY(auto* const partial, scratch<double>("partial sums", chunks * columns));
+  SAE_TRY_VOID(device_->launch(SumColumns{matrix, weights, rows, columns, stride, partial},
                                chunks * SumColumns::tiles(columns)));
   return device_->launch(FoldColumns{partial, chunks, columns, out},
                          blocks_of(columns, FoldColumns::kThreads));
 }
 
+Result<void> Session::read_fired(std::int64_t latents, std::vector<char>& fired) {
+  SAE_TRY(auto* const there, scratch<std::uint8_t>("fired", latents));
+  fired.resize(static_cast<std::size_t>(latents));
+  return device_->download(fired.data(), there, fired.size());
+}
+
 Result<void> Session::variance(const float* matrix, std::int64_t rows, std::int64_t columns,
                                double* out) {
-  SAE_TRY(double* sums, scratch<double>("column sums of a variance", columns));
-  SAE_TRY(double* squares, scratch<double>("squares of rows", rows));
-  SAE_TRY_VOID(sum_columns(matrix, nullptr, rows, columns, sums));
+  SAE_TRY(auto* const sums, scratch<double>("column sums of a variance", columns));
+  SAE_TRY(auto* const squares, scratch<double>("squares of rows", rows));
+  SAE_TRY_VOID(sum_columns(matrix, nullptr, rows, columns, columns, sums));
   SAE_TRY_VOID(device_->launch(SquareRow{matrix, columns, columns, squares}, rows));
   return device_->launch(Variance{sums, squares, rows, columns, out}, 1);
 }

@@ -13,9 +13,6 @@
 
 namespace saesweep::worker::device {
 
-// Architectures that are trained on a GPU.
-bool has_engine(sweeps::Architecture architecture);
-
 // Rows on the device.
 struct Rows {
   const float* values;  // [rows, width]
@@ -45,7 +42,9 @@ class Session final : public StepEngines {
 
   // Sums over rows of each column, into `out`.
   Result<void> sum_columns(const float* matrix, const float* weights, std::int64_t rows,
-                           std::int64_t columns, double* out);
+                           std::int64_t columns, std::int64_t stride, double* out);
+  // Of the last pass: which latents were active.
+  Result<void> read_fired(std::int64_t latents, std::vector<char>& fired);
   // Squared distance of rows from their mean, in all.
   Result<void> variance(const float* matrix, std::int64_t rows, std::int64_t columns, double* out);
 

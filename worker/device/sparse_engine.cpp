@@ -13,15 +13,24 @@ namespace {
 
 class SparseEngine final : public StepEngine {
  public:
+  // group_end: past the last latent of each prefix that reconstructs; d_sae alone where none does.
   SparseEngine(Session& session, const sweeps::TrainingSpec& spec, std::int64_t d_in,
-               Parameters parameters)
+               const std::vector<std::int64_t>& group_end, Parameters parameters)
       : session_(session),
         device_(session.device()),
         spec_(spec),
         d_(d_in),
         latents_(static_cast<std::int64_t>(spec.d_sae)),
         k_(static_cast<std::int64_t>(spec.k.value_or(1))),
+        groups_(static_cast<std::int64_t>(group_end.size())),
         own_(std::move(parameters)) {}
+
+  // Errors: kResourceExhausted; kUnavailable.
+  Result<void> prepare(const std::vector<std::int64_t>& group_end) {
+    const std::size_t bytes = group_end.size() * sizeof(std::int64_t);
+    SAE_TRY_VOID(group_end_.reserve(device_, bytes));
+    return device_.upload(group_end_.as<void>(), group_end.data(), bytes);
+  }
 
   Result<void> write(const TrainerState& state) override { return own_.write(state); }
   Result<void> read(const TrainerState& state) const override { return own_.read(state); }
@@ -33,7 +42,8 @@ class SparseEngine final : public StepEngine {
                             std::vector<char>& fired) override;
 
  private:
-  bool over_batch() const { return spec_.architecture == sweeps::Architecture::kBatchTopK; }
+  bool over_batch() const { return spec_.architecture != sweeps::Architecture::kTopK; }
+  bool is_nested() const { return groups_ > 1; }
   bool revives() const { return spec_.aux_k_weight > 0; }
   std::int64_t aux_k() const {
     return std::min(spec_.aux_k > 0 ? static_cast<std::int64_t>(spec_.aux_k)
@@ -47,15 +57,16 @@ class SparseEngine final : public StepEngine {
   Result<void> select(const Candidates& all, std::int64_t rows, const CodeLists& codes,
                       float* smallest, std::uint8_t* fired);
   Result<CodeLists> lists(const std::string& purpose, std::int64_t rows, std::int64_t entries);
+  // `groups`: of g.
   Result<void> gather(const CodeLists& codes, std::int64_t rows, std::int64_t entries,
-                      const float* g, const float* read, bool add,
+                      const float* g, std::int64_t groups, const float* read, bool add,
                       const std::uint32_t* unless_none);
-  Result<StepFindings> found(std::int64_t rows);
 
   Session& session_;
   Device& device_;
   sweeps::TrainingSpec spec_;
-  std::int64_t d_, latents_, k_;
+  std::int64_t d_, latents_, k_, groups_;
+  Memory group_end_;
   Parameters own_;
 };
 
@@ -68,7 +79,7 @@ Result<const float*> SparseEngine::encode(const Rows& x, float* read) {
     SAE_TRY_VOID(device_.launch(RoundValues{own_.w_enc(), w_rounded, latents_ * d_},
                                 blocks_of(latents_ * d_, RoundValues::kValues)));
   }
-  SAE_TRY(float* z, session_.scratch<float>("pre-activations", x.count * latents_));
+  SAE_TRY(auto* const z, session_.scratch<float>("pre-activations", x.count * latents_));
   SAE_TRY_VOID(device_.launch(CentreRow{x.values, own_.b_dec(), d_, d_, read, x_rounded}, x.count));
   Product product{};
   product.left = rounded ? static_cast<const void*>(x_rounded) : read;
@@ -100,10 +111,10 @@ Result<void> SparseEngine::select(const Candidates& all, std::int64_t rows, cons
   if (!over_batch())
     return device_.launch(SelectRow{all, k_, k_, nullptr, codes, smallest, fired, not_finite},
                           rows);
-  SAE_TRY(Cut * cut, session_.scratch<Cut>("cut", 1));
-  SAE_TRY(std::uint32_t * histogram, session_.scratch<std::uint32_t>("histogram", Radix::kBins));
-  SAE_TRY(std::uint32_t * above, session_.scratch<std::uint32_t>("above the cut", rows));
-  SAE_TRY(std::uint32_t * equal, session_.scratch<std::uint32_t>("at the cut", rows));
+  SAE_TRY(auto* const cut, session_.scratch<Cut>("cut", 1));
+  SAE_TRY(auto* const histogram, session_.scratch<std::uint32_t>("histogram", Radix::kBins));
+  SAE_TRY(auto* const above, session_.scratch<std::uint32_t>("above the cut", rows));
+  SAE_TRY(auto* const equal, session_.scratch<std::uint32_t>("at the cut", rows));
   SAE_TRY_VOID(device_.launch(BeginCut{cut, histogram, static_cast<std::uint64_t>(k_ * rows)}, 1));
   for (std::int32_t look = 0; look < Radix::kLooks; ++look) {
     SAE_TRY_VOID(device_.launch(CountBins{all, rows, cut, histogram, not_finite, look},
@@ -116,7 +127,7 @@ Result<void> SparseEngine::select(const Candidates& all, std::int64_t rows, cons
 }
 
 Result<void> SparseEngine::gather(const CodeLists& codes, std::int64_t rows, std::int64_t entries,
-                                  const float* g, const float* read, bool add,
+                                  const float* g, std::int64_t groups, const float* read, bool add,
                                   const std::uint32_t* unless_none) {
   const std::int64_t words = blocks_of(rows, 32);
   TouchLists touches{};
@@ -131,36 +142,50 @@ Result<void> SparseEngine::gather(const CodeLists& codes, std::int64_t rows, std
   SAE_TRY_VOID(device_.launch(PlaceLatents{touches, unless_none}, 1));
   SAE_TRY_VOID(device_.launch(WriteTouches{codes, touches}, rows));
   return device_.launch(
-      GatherGradients{touches, g, read, d_, d_, own_.w_enc_gradient(), own_.b_enc_gradient(),
-                      own_.w_dec_gradient(), add, unless_none},
+      GatherGradients{touches, g, read, d_, d_, groups,
+                      groups > 1 ? group_end_.as<std::int64_t>() : nullptr, own_.w_enc_gradient(),
+                      own_.b_enc_gradient(), own_.w_dec_gradient(), add, unless_none},
       latents_);
 }
 
 Result<void> SparseEngine::pass(const Rows& x) {
   const std::int64_t rows = x.count;
   SAE_TRY_VOID(device_.clear(own_.sums(), sizeof(StepSums)));
-  SAE_TRY(std::uint8_t * fired, session_.scratch<std::uint8_t>("fired", latents_));
+  SAE_TRY(auto* const fired, session_.scratch<std::uint8_t>("fired", latents_));
   SAE_TRY_VOID(device_.clear(fired, static_cast<std::size_t>(latents_)));
-  SAE_TRY(std::uint32_t * dead, session_.scratch<std::uint32_t>("dead", 1));
+  SAE_TRY(auto* const dead, session_.scratch<std::uint32_t>("dead", 1));
   SAE_TRY_VOID(device_.clear(dead, sizeof *dead));
 
-  SAE_TRY(float* read, session_.scratch<float>("what the encoder reads", rows * d_));
-  SAE_TRY(const float* z, encode(x, read));
+  SAE_TRY(auto* const read, session_.scratch<float>("what the encoder reads", rows * d_));
+  SAE_TRY(auto* const z, encode(x, read));
   const Candidates all{z, own_.b_enc(), latents_, nullptr, 0};
   SAE_TRY(const CodeLists codes, lists("codes", rows, rows * k_));
-  SAE_TRY(float* smallest, session_.scratch<float>("smallest", rows));
+  SAE_TRY(auto* const smallest, session_.scratch<float>("smallest", rows));
   SAE_TRY_VOID(select(all, rows, codes, smallest, fired));
 
-  SAE_TRY(float* error, session_.scratch<float>("error", rows * d_));
-  SAE_TRY(float* g, session_.scratch<float>("gradient of the reconstruction", rows * d_));
-  SAE_TRY(double* squares, session_.scratch<double>("squared errors", rows));
-  SAE_TRY_VOID(device_.launch(DecodeRow{codes, own_.w_dec(), own_.b_dec(), x.values, nullptr, d_,
-                                        d_, static_cast<float>(2.0 / static_cast<double>(rows)),
-                                        nullptr, nullptr, error, g, squares},
-                              rows));
-  SAE_TRY(double* direct, session_.scratch<double>("columns of the gradient", d_));
-  SAE_TRY_VOID(session_.sum_columns(g, nullptr, rows, d_, direct));
-  SAE_TRY_VOID(gather(codes, rows, rows * k_, g, read, /*add=*/false, nullptr));
+  SAE_TRY(auto* const error, session_.scratch<float>("error", rows * d_));
+  SAE_TRY(auto* const g,
+          session_.scratch<float>("gradient of the reconstruction", rows * groups_ * d_));
+  SAE_TRY(auto* const squares, session_.scratch<double>("squared errors", rows));
+  SAE_TRY(auto* const prefixes, session_.scratch<double>("squared errors of prefixes", rows));
+  const double mean = 2.0 / static_cast<double>(rows);
+  if (is_nested()) {
+    const double weight = 1.0 / static_cast<double>(groups_ * groups_);
+    SAE_TRY_VOID(device_.launch(
+        DecodePrefixes{codes, own_.w_dec(), own_.b_dec(), x.values, d_, groups_,
+                       group_end_.as<std::int64_t>(), static_cast<float>(mean * weight), weight,
+                       error, g, squares, prefixes},
+        rows));
+  } else {
+    SAE_TRY_VOID(
+        device_.launch(DecodeRow{codes, own_.w_dec(), own_.b_dec(), x.values, nullptr, d_, d_,
+                                 static_cast<float>(mean), nullptr, nullptr, error, g, squares},
+                       rows));
+  }
+  SAE_TRY(auto* const direct, session_.scratch<double>("columns of the gradient", d_));
+  // b_dec is in every prefix.
+  SAE_TRY_VOID(session_.sum_columns(g, nullptr, rows, d_, groups_ * d_, direct));
+  SAE_TRY_VOID(gather(codes, rows, rows * k_, g, groups_, read, /*add=*/false, nullptr));
   SAE_TRY_VOID(
       device_.launch(AdvanceSilence{fired, own_.silence(), own_.next_silence(), latents_, rows,
                                     static_cast<std::int64_t>(spec_.dead_after_tokens), dead},
@@ -169,6 +194,7 @@ Result<void> SparseEngine::pass(const Rows& x) {
   SumPass sum{};
   sum.rows = rows;
   sum.row_squares = squares;
+  sum.row_prefixes = is_nested() ? prefixes : nullptr;
   sum.counts = codes.count;
   sum.smallest = smallest;
   sum.over_batch = over_batch();
@@ -177,11 +203,11 @@ Result<void> SparseEngine::pass(const Rows& x) {
   sum.sums = own_.sums();
   if (revives()) {
     // Dead latents reconstruct the residual, held still. Where none is dead, nothing is done.
-    SAE_TRY(double* variance, session_.scratch<double>("variance of the residual", 1));
-    SAE_TRY(float* factor, session_.scratch<float>("factor of the revival", 1));
-    SAE_TRY(double* missed, session_.scratch<double>("squares of what is missed", rows));
+    SAE_TRY(auto* const variance, session_.scratch<double>("variance of the residual", 1));
+    SAE_TRY(auto* const factor, session_.scratch<float>("factor of the revival", 1));
+    SAE_TRY(auto* const missed, session_.scratch<double>("squares of what is missed", rows));
     SAE_TRY(const CodeLists revived, lists("revived", rows, rows * aux_k()));
-    SAE_TRY(float* least, session_.scratch<float>("smallest revived", rows));
+    SAE_TRY(auto* const least, session_.scratch<float>("smallest revived", rows));
     SAE_TRY_VOID(session_.variance(error, rows, d_, variance));
     SAE_TRY_VOID(device_.launch(ScaleRevival{variance, spec_.aux_k_weight, factor}, 1));
     Candidates silent = all;
@@ -192,22 +218,17 @@ Result<void> SparseEngine::pass(const Rows& x) {
     SAE_TRY_VOID(device_.launch(DecodeRow{revived, own_.w_dec(), nullptr, nullptr, error, d_, d_, 0,
                                           factor, dead, nullptr, g, missed},
                                 rows));
-    SAE_TRY_VOID(gather(revived, rows, rows * aux_k(), g, read, /*add=*/true, dead));
+    SAE_TRY_VOID(gather(revived, rows, rows * aux_k(), g, 1, read, /*add=*/true, dead));
     sum.dead = dead;
     sum.missed_squares = missed;
     sum.residual_variance = variance;
   }
   SAE_TRY_VOID(device_.launch(sum, 1));
-  SAE_TRY(double* through, session_.scratch<double>("columns through the encoder", d_));
-  SAE_TRY_VOID(session_.sum_columns(own_.w_enc(), own_.b_enc_gradient(), latents_, d_, through));
+  SAE_TRY(auto* const through, session_.scratch<double>("columns through the encoder", d_));
+  SAE_TRY_VOID(
+      session_.sum_columns(own_.w_enc(), own_.b_enc_gradient(), latents_, d_, d_, through));
   return device_.launch(GradeBias{direct, through, d_, own_.b_dec_gradient()},
                         blocks_of(d_, GradeBias::kThreads));
-}
-
-Result<StepFindings> SparseEngine::found(std::int64_t rows) {
-  StepSums sums{};
-  SAE_TRY_VOID(device_.download(&sums, own_.sums(), sizeof sums));
-  return findings_of(sums, rows, latents_);
 }
 
 Result<StepFindings> SparseEngine::step(const at::Tensor& x, const StepOrder& order) {
@@ -222,17 +243,15 @@ Result<StepFindings> SparseEngine::step(const at::Tensor& x, const StepOrder& or
   update.rows = rows.count;
   update.dead_after = order.dead_after;
   SAE_TRY_VOID(own_.update(session_, update));
-  return found(rows.count);
+  return own_.findings(rows.count);
 }
 
 Result<StepFindings> SparseEngine::look(const at::Tensor& x, const StepOrder&,
                                         std::vector<char>& fired) {
   SAE_TRY(const Rows rows, session_.other_rows(x));
   SAE_TRY_VOID(pass(rows));
-  SAE_TRY(std::uint8_t * there, session_.scratch<std::uint8_t>("fired", latents_));
-  fired.resize(static_cast<std::size_t>(latents_));
-  SAE_TRY_VOID(device_.download(fired.data(), there, fired.size()));
-  return found(rows.count);
+  SAE_TRY_VOID(session_.read_fired(latents_, fired));
+  return own_.findings(rows.count);
 }
 
 }  // namespace
@@ -242,7 +261,15 @@ Result<std::unique_ptr<StepEngine>> make_sparse_engine(Session& session,
                                                        std::int64_t d_in) {
   SAE_TRY(auto parameters, Parameters::allocate(session.device(),
                                                 static_cast<std::int64_t>(spec.d_sae), d_in, d_in));
-  return std::make_unique<SparseEngine>(session, spec, d_in, std::move(parameters));
+  std::vector<std::int64_t> group_end;
+  std::int64_t end = 0;
+  for (const std::uint64_t size : spec.group_sizes())
+    group_end.push_back(end += static_cast<std::int64_t>(size));
+  if (group_end.empty()) group_end = {static_cast<std::int64_t>(spec.d_sae)};
+  auto engine =
+      std::make_unique<SparseEngine>(session, spec, d_in, group_end, std::move(parameters));
+  SAE_TRY_VOID(engine->prepare(group_end));
+  return engine;
 }
 
 }  // namespace saesweep::worker::device

@@ -14,6 +14,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "worker/activations/document_stream.h"
+#include "worker/device/session.h"
 #include "worker/evaluation/evaluate.h"
 #include "worker/executor/checkpoint_folder.h"
 #include "worker/executor/held_out_rows.h"
@@ -172,8 +173,10 @@ class TrainRun {
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
     const auto create = [&] {
-      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, documents_);
+      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, documents_,
+                                gpu_.get());
     };
+    SAE_TRY_VOID(open_gpu(student.spec.training));
     if (documents_ != nullptr) SAE_TRY_VOID(documents_->check_batch(student.spec.training.batch));
     const auto candidates = student.checkpoints.to_restore();
     for (const auto& directory : candidates) {
@@ -194,6 +197,13 @@ class TrainRun {
     if (student.wire->has_resume())
       log::warn("train.from_the_beginning task={}", student.wire->task());
     return create();
+  }
+
+  Result<void> open_gpu(const sweeps::TrainingSpec& training) {
+    if (training.device != "cuda" || gpu_ != nullptr) return {};
+    SAE_TRY(device::Device* const device, tools_.gpu.open());
+    gpu_ = std::make_unique<device::Session>(*device);
+    return {};
   }
 
   void note(Cohort::Outcome& outcome) {
@@ -250,6 +260,10 @@ class TrainRun {
         }
         if (!rows) {
           report_.give_up(*student.wire, rows.error());
+          continue;
+        }
+        if (const auto settled = trainer->settle(); !settled) {
+          report_.give_up(*student.wire, settled.error());
           continue;
         }
         trainer->calibrate_threshold(*rows);
@@ -323,9 +337,10 @@ class TrainRun {
     return result;
   }
 
-  void deliver(const Student& student, const SaeTrainer& trainer) {
+  void deliver(const Student& student, SaeTrainer& trainer) {
     std::string tensors;
     const auto written = guarded([&]() -> Result<void> {
+      SAE_TRY_VOID(trainer.settle());
       tensors = serialize_sae(trainer.sae());
       return {};
     });
@@ -455,6 +470,7 @@ class TrainRun {
   const RunTools& tools_;
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
+  std::unique_ptr<device::Session> gpu_;  // of the trials that train on one
   std::unique_ptr<RowStream> stream_;
   const ChunkPlan* plan_ = nullptr;      // of a stream of rows
   DocumentStream* documents_ = nullptr;  // what stream_ is for end-to-end trials

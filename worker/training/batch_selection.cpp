@@ -59,12 +59,15 @@ void BatchSelectionTrainer::note(const SparseCodes& codes) {
     smallest = std::min(smallest, code.value);
   }
   next_silence_ = advance_silence(fired);
+  move_threshold(codes.entries.empty() ? 0 : smallest);
+}
+
+void BatchSelectionTrainer::move_threshold(double smallest) {
   next_threshold_ = threshold_;
   if (step_ <= spec_.threshold_start_step) return;
-  const double value = codes.entries.empty() ? 0 : smallest;
   next_threshold_ = threshold_ < 0
-                        ? value
-                        : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * value;
+                        ? smallest
+                        : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
 }
 
 void BatchSelectionTrainer::weight_gradients(const SparseCodes& codes,

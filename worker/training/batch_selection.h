@@ -26,6 +26,7 @@ class BatchSelectionTrainer : public TrainerBase {
   bool select(const at::Tensor& x, at::Tensor& x_centred, SparseCodes& codes);
   // What the step that is under way makes of silence and threshold.
   void note(const SparseCodes& codes);
+  void move_threshold(double smallest);
 
   // Gradients of a reconstruction: row r of latent i is at g + r * stride, where each latent may
   // have an offset of its own.
@@ -45,6 +46,7 @@ class BatchSelectionTrainer : public TrainerBase {
   void finish_b_dec(std::vector<double> sums);
 
   void keep_bookkeeping() override { threshold_ = next_threshold_; }
+  void note(const StepFindings& found) override { move_threshold(found.smallest_kept); }
   void before_first_step(const at::Tensor& x) override {
     parameters_.b_dec.copy_(geometric_median(x));
   }

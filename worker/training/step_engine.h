@@ -34,6 +34,7 @@ struct StepOrder {
 
 // What it found.
 struct StepFindings {
+  double optimised = 0;  // in place of the reconstruction: of nested prefixes
   double reconstruction = 0, sparsity = 0, auxiliary = 0, fve = 0, l0 = 0;  // as PassSums has them
   bool finite = true;
   double norm = 0;           // of the gradient, before clipping

@@ -389,6 +389,7 @@ namespace {
 PassSums sums_of(const StepFindings& found) {
   PassSums sums;
   sums.reconstruction = found.reconstruction;
+  sums.in_place = found.optimised;
   sums.sparsity = found.sparsity;
   sums.auxiliary = found.auxiliary;
   sums.fve = found.fve;

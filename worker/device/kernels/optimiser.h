@@ -10,9 +10,8 @@ namespace saesweep::worker::device {
 // Of one pass, and of the step made of it; all 0 before.
 struct StepSums {
   double squared_error;      // in all rows
+  double optimised_error;    // what is minimised in its place: of nested prefixes, weighted
   double penalty;            // as added to the loss
-  double next_penalty;       // of annealing: at the next p
-  double now_penalty;        // and at p; means over rows
   double auxiliary;          // weighted
   double active;             // activations > 0 in all rows
   double smallest;           // of those kept: mean over rows that have any, or of the batch
@@ -77,11 +76,13 @@ struct ScaleRevival {
 struct SumPass {
   static constexpr int kThreads = 256;
   struct Shared {
-    double error[kThreads], missed[kThreads], active[kThreads], smallest[kThreads], full[kThreads];
+    double error[kThreads], prefixes[kThreads], missed[kThreads], active[kThreads];
+    double smallest[kThreads], full[kThreads];
   };
 
   std::int64_t rows;
   const double* row_squares;
+  const double* row_prefixes;  // of all prefixes, weighted; nullptr: there are none
   const std::int32_t* counts;
   const float* smallest;      // of each row
   bool over_batch;            // the smallest of all, not their mean
@@ -95,9 +96,10 @@ struct SumPass {
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
     block.each([&](int thread) {
-      double error = 0, missed = 0, active = 0, least = 0, full = 0;
+      double error = 0, prefixes = 0, missed = 0, active = 0, least = 0, full = 0;
       for (std::int64_t row = thread; row < rows; row += kThreads) {
         error += row_squares[row];
+        if (row_prefixes != nullptr) prefixes += row_prefixes[row];
         active += counts[row];
         if (dead != nullptr) missed += missed_squares[row];
         if (counts[row] == 0) continue;
@@ -108,12 +110,14 @@ struct SumPass {
         full += 1;
       }
       shared.error[thread] = error;
+      shared.prefixes[thread] = prefixes;
       shared.missed[thread] = missed;
       shared.active[thread] = active;
       shared.smallest[thread] = least;
       shared.full[thread] = full;
     });
     sum_shared<kThreads>(block, shared.error);
+    sum_shared<kThreads>(block, shared.prefixes);
     sum_shared<kThreads>(block, shared.missed);
     sum_shared<kThreads>(block, shared.active);
     for (int half = kThreads / 2; half > 0; half /= 2)
@@ -130,6 +134,7 @@ struct SumPass {
     block.each([&](int thread) {
       if (thread != 0) return;
       sums->squared_error = shared.error[0];
+      sums->optimised_error = row_prefixes == nullptr ? shared.error[0] : shared.prefixes[0];
       sums->active = shared.active[0];
       sums->variance = *variance;
       sums->smallest = shared.full[0] == 0 ? 0
@@ -246,7 +251,7 @@ struct JudgeStep {
     block.each([&](int thread) {
       if (thread != 0) return;
       const double norm = sqrt(shared.sums[0]);
-      const double loss = sums->squared_error / rows + sums->penalty + sums->auxiliary;
+      const double loss = sums->optimised_error / rows + sums->penalty + sums->auxiliary;
       // Neither infinite nor not a number.
       const bool finite = loss - loss == 0 && norm - norm == 0 && sums->not_finite == 0;
       sums->norm = norm;

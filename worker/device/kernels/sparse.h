@@ -7,6 +7,13 @@
 
 namespace saesweep::worker::device {
 
+SAE_DEVICE std::int64_t group_of(const std::int64_t* group_end, std::int64_t groups,
+                                 std::int64_t latent) {
+  std::int64_t group = 0;
+  while (group + 1 < groups && latent >= group_end[group]) ++group;
+  return group;
+}
+
 // Rows less a bias, as the encoder reads them; a block a row. Of `width` values from `stride` ones.
 struct CentreRow {
   static constexpr int kThreads = 256;
@@ -111,6 +118,81 @@ struct DecodeRow {
         float sum = 0;
         for (std::int64_t j = thread % kLanes; j < width; j += kLanes)
           sum += gradient[j] * decoder[j];
+        shared.parts[thread] = sum;
+      });
+      block.each([&](int thread) {
+        if (thread >= kAtOnce || first + thread >= count) return;
+        float sum = 0;
+        for (int lane = 0; lane < kLanes; ++lane) sum += shared.parts[thread * kLanes + lane];
+        codes.pull[begin + first + thread] = sum;
+      });
+    }
+  }
+};
+
+// The same for prefixes of latents that each reconstruct x, as far as they go (Bussmann et al.
+// 2025): g [rows, groups, width] gets the sums, over the prefixes from each group on, of factor
+// times their errors.
+struct DecodePrefixes {
+  static constexpr int kThreads = 256;
+  static constexpr int kLanes = 32;
+  struct Shared {
+    float parts[kThreads];
+    double squares[kThreads], prefixes[kThreads];
+  };
+
+  CodeLists codes;
+  const float *w_dec, *b_dec, *x;
+  std::int64_t width, groups;
+  const std::int64_t* group_end;  // past the last latent of each
+  float factor;
+  double weight;  // of a prefix's error
+  float *error, *g;
+  double *square, *prefixes;  // [rows]: of the error of all latents; of all prefixes, weighted
+
+  template <class Block>
+  SAE_DEVICE void run(Block& block, Shared& shared) const {
+    const std::int64_t row = block.index;
+    const std::int64_t begin = codes.begin[row];
+    const std::int32_t count = codes.count[row];
+    float* gradient = g + row * groups * width;
+    block.each([&](int thread) {
+      double last = 0, all = 0;
+      for (std::int64_t j = thread; j < width; j += kThreads) {
+        float x_hat = b_dec[j], e = 0;
+        std::int64_t at = begin;
+        for (std::int64_t group = 0; group < groups; ++group) {
+          for (; at < begin + count && codes.latent[at] < group_end[group]; ++at)
+            x_hat += codes.value[at] * w_dec[codes.latent[at] * width + j];
+          e = x_hat - x[row * width + j];
+          all += static_cast<double>(e) * e;
+          gradient[group * width + j] = e * factor;
+        }
+        last += static_cast<double>(e) * e;
+        error[row * width + j] = e;
+        for (std::int64_t group = groups - 1; group > 0; --group)
+          gradient[(group - 1) * width + j] += gradient[group * width + j];
+      }
+      shared.squares[thread] = last;
+      shared.prefixes[thread] = all;
+    });
+    sum_shared<kThreads>(block, shared.squares);
+    sum_shared<kThreads>(block, shared.prefixes);
+    block.each([&](int thread) {
+      if (thread != 0) return;
+      square[row] = shared.squares[0];
+      prefixes[row] = weight * shared.prefixes[0];
+    });
+    constexpr int kAtOnce = kThreads / kLanes;
+    for (std::int32_t first = 0; first < count; first += kAtOnce) {
+      block.each([&](int thread) {
+        const std::int32_t code = first + thread / kLanes;
+        if (code >= count) return;
+        const std::int32_t latent = codes.latent[begin + code];
+        const float* of_group = gradient + group_of(group_end, groups, latent) * width;
+        float sum = 0;
+        for (std::int64_t j = thread % kLanes; j < width; j += kLanes)
+          sum += of_group[j] * w_dec[latent * width + j];
         shared.parts[thread] = sum;
       });
       block.each([&](int thread) {
@@ -267,9 +349,10 @@ struct GatherGradients {
   using Shared = Nothing;
 
   TouchLists lists;
-  const float* g;     // [rows, d_out]
+  const float* g;     // [rows, groups, d_out]
   const float* read;  // [rows, d_in]
-  std::int64_t d_in, d_out;
+  std::int64_t d_in, d_out, groups;
+  const std::int64_t* group_end;  // or nullptr: one group
   float *w_enc, *b_enc, *w_dec;
   bool add;  // to what is there
   const std::uint32_t* unless_none;
@@ -280,12 +363,14 @@ struct GatherGradients {
     const std::int64_t latent = block.index;
     const std::int64_t begin = lists.begin[latent], end = lists.begin[latent + 1];
     if (add && begin == end) return;
+    const float* of_group =
+        group_end == nullptr ? g : g + group_of(group_end, groups, latent) * d_out;
     block.each([&](int thread) {
       float* dec = w_dec + latent * d_out;
       for (std::int64_t j = thread; j < d_out; j += kThreads) {
         float sum = add ? dec[j] : 0.0F;
         for (std::int64_t i = begin; i < end; ++i)
-          sum += lists.touches[i].value * g[lists.touches[i].row * d_out + j];
+          sum += lists.touches[i].value * of_group[lists.touches[i].row * groups * d_out + j];
         dec[j] = sum;
       }
       float* enc = w_enc + latent * d_in;
