@@ -59,7 +59,7 @@ constexpr bool is_end_to_end(Architecture value) { return value == Architecture:
 constexpr bool trains_on_gpu(Architecture value) {
   return value == Architecture::kTopK || value == Architecture::kBatchTopK ||
          value == Architecture::kMatryoshka || value == Architecture::kStandard ||
-         value == Architecture::kStandardBricken;
+         value == Architecture::kStandardBricken || value == Architecture::kJumpRelu;
 }
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };

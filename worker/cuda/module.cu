@@ -215,20 +215,16 @@ int download(void* device, void* to, const void* from, std::size_t bytes) {
   return gpu.check(cudaStreamSynchronize(gpu.stream), "download");
 }
 
-// cuBLAS counts columns first: out^T = right^T left^T.
 int multiply(void* device, const Product* product) {
   Gpu& gpu = gpu_of(device);
   const float one = 1, zero = 0;
   const cudaDataType type = product->rounded ? CUDA_R_16BF : CUDA_R_32F;
-  const auto rows = static_cast<int>(product->rows), columns = static_cast<int>(product->columns),
-             depth = static_cast<int>(product->depth);
+  const ColumnMajor call = column_major(*product);
   return gpu.check_cublas(
-      gpu.cublas->gemm(gpu.handle, product->right_transposed ? kTransposed : kNotTransposed,
-                       product->left_transposed ? kTransposed : kNotTransposed, columns, rows,
-                       depth, &one, product->right, type,
-                       product->right_transposed ? depth : columns, product->left, type,
-                       product->left_transposed ? rows : depth, &zero, product->out, CUDA_R_32F,
-                       columns, kSumInFloat, kUsualAlgorithm),
+      gpu.cublas->gemm(gpu.handle, call.transposes_a ? kTransposed : kNotTransposed,
+                       call.transposes_b ? kTransposed : kNotTransposed, call.m, call.n, call.k,
+                       &one, call.a, type, call.lda, call.b, type, call.ldb, &zero, call.c,
+                       CUDA_R_32F, call.ldc, kSumInFloat, kUsualAlgorithm),
       "a matrix product");
 }
 

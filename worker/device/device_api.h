@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "worker/device/kernels/dense.h"
+#include "worker/device/kernels/jump.h"
 #include "worker/device/kernels/optimiser.h"
 #include "worker/device/kernels/selection.h"
 #include "worker/device/kernels/sparse.h"
@@ -44,6 +45,10 @@ inline constexpr const char* kEntryPoint = "saesweep_device_api";
   X(WeighLatent)              \
   X(PullNorm)                 \
   X(SumDense)                 \
+  X(JumpRow)                  \
+  X(JumpColumns)              \
+  X(PenaliseJumps)            \
+  X(PullJumpNorm)             \
   X(SumColumns)               \
   X(FoldColumns)              \
   X(SquareRow)                \
@@ -83,6 +88,29 @@ struct Product {
   bool right_transposed;  // lies as [columns, depth]
   bool rounded;
 };
+
+// The same as BLAS wants it, which counts columns first: out^T = right^T left^T.
+struct ColumnMajor {
+  bool transposes_a, transposes_b;
+  int m, n, k, lda, ldb, ldc;
+  const void *a, *b;
+  float* c;
+};
+inline ColumnMajor column_major(const Product& product) {
+  ColumnMajor call{};
+  call.transposes_a = product.right_transposed;
+  call.transposes_b = product.left_transposed;
+  call.m = static_cast<int>(product.columns);
+  call.n = static_cast<int>(product.rows);
+  call.k = static_cast<int>(product.depth);
+  call.lda = call.transposes_a ? call.k : call.m;
+  call.ldb = call.transposes_b ? call.n : call.k;
+  call.ldc = call.m;
+  call.a = product.right;
+  call.b = product.left;
+  call.c = product.out;
+  return call;
+}
 
 struct DeviceInfo {
   char name[128];

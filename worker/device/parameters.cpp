@@ -6,25 +6,26 @@
 #include <limits>
 
 namespace saesweep::worker::device {
-namespace {
-
-std::array<const at::Tensor*, 4> of(const SaeTensors& tensors) {
-  return {&tensors.w_enc, &tensors.b_enc, &tensors.w_dec, &tensors.b_dec};
+std::vector<const at::Tensor*> Parameters::in_order(const SaeTensors& tensors) const {
+  std::vector<const at::Tensor*> all = {&tensors.w_enc, &tensors.b_enc, &tensors.w_dec,
+                                        &tensors.b_dec};
+  for (const std::string& name : more_) all.push_back(&tensors.more.at(name));
+  return all;
 }
 
-}  // namespace
-
 Result<Parameters> Parameters::allocate(Device& device, std::int64_t d_sae, std::int64_t d_in,
-                                        std::int64_t d_out) {
+                                        std::vector<std::string> more) {
   Parameters made;
   made.device_ = &device;
   made.d_sae_ = d_sae;
   made.d_in_ = d_in;
-  made.d_out_ = d_out;
-  const std::array<std::int64_t, kTensors> counts = {d_sae * d_in, d_sae, d_sae * d_out, d_out};
+  made.more_ = std::move(more);
+  std::vector<std::int64_t> counts = {d_sae * d_in, d_sae, d_sae * d_in, d_in};
+  counts.resize(kTensors + made.more_.size(), d_sae);
   for (auto* all : {&made.weights_, &made.gradients_, &made.first_, &made.second_})
-    for (std::size_t i = 0; i < kTensors; ++i)
-      SAE_TRY_VOID((*all)[i].reserve(device, static_cast<std::size_t>(counts[i]) * sizeof(float)));
+    for (const std::int64_t count : counts)
+      SAE_TRY_VOID(
+          all->emplace_back().reserve(device, static_cast<std::size_t>(count) * sizeof(float)));
   for (Memory* of_latents : {&made.silence_, &made.next_silence_})
     SAE_TRY_VOID(
         of_latents->reserve(device, static_cast<std::size_t>(d_sae) * sizeof(std::int64_t)));
@@ -34,10 +35,10 @@ Result<Parameters> Parameters::allocate(Device& device, std::int64_t d_sae, std:
 
 Result<void> Parameters::write(const TrainerState& state) {
   const auto write_all = [&](const SaeTensors& tensors,
-                             const std::array<Memory, kTensors>& to) -> Result<void> {
-    for (std::size_t i = 0; i < kTensors; ++i)
-      SAE_TRY_VOID(device_->upload(to[i].as<void>(), of(tensors)[i]->const_data_ptr(),
-                                   of(tensors)[i]->nbytes()));
+                             const std::vector<Memory>& to) -> Result<void> {
+    const auto from = in_order(tensors);
+    for (std::size_t i = 0; i < to.size(); ++i)
+      SAE_TRY_VOID(device_->upload(to[i].as<void>(), from[i]->const_data_ptr(), from[i]->nbytes()));
     return {};
   };
   SAE_TRY_VOID(write_all(state.parameters, weights_));
@@ -47,26 +48,24 @@ Result<void> Parameters::write(const TrainerState& state) {
                          state.silence.size() * sizeof(std::int64_t));
 }
 
+Result<void> Parameters::read_all(const std::vector<Memory>& from,
+                                  const SaeTensors& tensors) const {
+  const auto to = in_order(tensors);
+  for (std::size_t i = 0; i < from.size(); ++i)
+    SAE_TRY_VOID(device_->download(to[i]->mutable_data_ptr(), from[i].as<void>(), to[i]->nbytes()));
+  return {};
+}
+
 Result<void> Parameters::read(const TrainerState& state) const {
-  const auto read_all = [&](const SaeTensors& tensors,
-                            const std::array<Memory, kTensors>& from) -> Result<void> {
-    for (std::size_t i = 0; i < kTensors; ++i)
-      SAE_TRY_VOID(device_->download(of(tensors)[i]->mutable_data_ptr(), from[i].as<void>(),
-                                     of(tensors)[i]->nbytes()));
-    return {};
-  };
-  SAE_TRY_VOID(read_all(state.parameters, weights_));
-  SAE_TRY_VOID(read_all(state.first, first_));
-  SAE_TRY_VOID(read_all(state.second, second_));
+  SAE_TRY_VOID(read_all(weights_, state.parameters));
+  SAE_TRY_VOID(read_all(first_, state.first));
+  SAE_TRY_VOID(read_all(second_, state.second));
   return device_->download(state.silence.data(), silence(),
                            state.silence.size() * sizeof(std::int64_t));
 }
 
 Result<void> Parameters::read_gradients(const SaeTensors& gradients) const {
-  for (std::size_t i = 0; i < kTensors; ++i)
-    SAE_TRY_VOID(device_->download(of(gradients)[i]->mutable_data_ptr(), gradients_[i].as<void>(),
-                                   of(gradients)[i]->nbytes()));
-  return {};
+  return read_all(gradients_, gradients);
 }
 
 Moved Parameters::moved(std::size_t which) const {
@@ -77,17 +76,27 @@ Moved Parameters::moved(std::size_t which) const {
 Result<void> Parameters::update(Session& session, const Update& update) {
   SAE_TRY(auto* const squares, session.scratch<double>("squares of latents", d_sae_));
   SAE_TRY_VOID(device_->launch(
-      GradeLatent{w_dec(), w_dec_gradient(), w_enc_gradient(), b_enc_gradient(), d_in_, d_out_,
+      GradeLatent{w_dec(), w_dec_gradient(), w_enc_gradient(), b_enc_gradient(), d_in_, d_in_,
                   update.unit_norm, update.projection_epsilon, squares},
       d_sae_));
-  SAE_TRY_VOID(device_->launch(JudgeStep{squares, d_sae_, b_dec_gradient(), d_out_,
-                                         static_cast<double>(update.rows), update.clip, sums()},
-                               1));
-  SAE_TRY_VOID(device_->launch(MoveLatent{moved(0), moved(1), moved(2), d_in_, d_out_, update.rates,
+  JudgeStep judge{};
+  judge.squares = squares;
+  judge.latents = d_sae_;
+  judge.bias_gradient = b_dec_gradient();
+  judge.width = d_in_;
+  for (std::size_t i = 0; i < more_.size(); ++i) judge.more[i] = more_gradient(i);
+  judge.rows = static_cast<double>(update.rows);
+  judge.clip = update.clip;
+  judge.sums = sums();
+  SAE_TRY_VOID(device_->launch(judge, 1));
+  SAE_TRY_VOID(device_->launch(MoveLatent{moved(0), moved(1), moved(2), d_in_, d_in_, update.rates,
                                           update.unit_norm, update.norm_epsilon, sums()},
                                d_sae_));
-  SAE_TRY_VOID(device_->launch(MoveVector{moved(3), d_out_, update.rates, sums()},
-                               blocks_of(d_out_, MoveVector::kThreads)));
+  SAE_TRY_VOID(device_->launch(MoveVector{moved(3), d_in_, update.rates, sums()},
+                               blocks_of(d_in_, MoveVector::kThreads)));
+  for (std::size_t i = 0; i < more_.size(); ++i)
+    SAE_TRY_VOID(device_->launch(MoveVector{moved(kTensors + i), d_sae_, update.rates, sums()},
+                                 blocks_of(d_sae_, MoveVector::kThreads)));
   return device_->launch(KeepSilence{silence(), next_silence(), d_sae_, update.dead_after, sums()},
                          blocks_of(d_sae_, KeepSilence::kThreads));
 }

@@ -1,7 +1,6 @@
 // An SAE's parameters, gradients and moments on a device.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -14,8 +13,9 @@ namespace saesweep::worker::device {
 class Parameters {
  public:
   // Errors: kResourceExhausted.
+  // `more`: names of parameters that have a value a latent, besides b_enc.
   static Result<Parameters> allocate(Device& device, std::int64_t d_sae, std::int64_t d_in,
-                                     std::int64_t d_out);
+                                     std::vector<std::string> more = {});
 
   Result<void> write(const TrainerState& state);
   Result<void> read(const TrainerState& state) const;
@@ -29,6 +29,9 @@ class Parameters {
   float* b_enc_gradient() const { return gradient(1); }
   float* w_dec_gradient() const { return gradient(2); }
   float* b_dec_gradient() const { return gradient(3); }
+  // By place in `more`.
+  float* more(std::size_t which) const { return weight(kTensors + which); }
+  float* more_gradient(std::size_t which) const { return gradient(kTensors + which); }
   std::int64_t* silence() const { return silence_.as<std::int64_t>(); }
   std::int64_t* next_silence() const { return next_silence_.as<std::int64_t>(); }
   StepSums* sums() const { return sums_.as<StepSums>(); }
@@ -50,10 +53,14 @@ class Parameters {
   float* weight(std::size_t which) const { return weights_[which].as<float>(); }
   float* gradient(std::size_t which) const { return gradients_[which].as<float>(); }
   Moved moved(std::size_t which) const;
+  Result<void> read_all(const std::vector<Memory>& from, const SaeTensors& tensors) const;
+  // Those of the host in the order of ours.
+  std::vector<const at::Tensor*> in_order(const SaeTensors& tensors) const;
 
   Device* device_ = nullptr;
-  std::int64_t d_sae_ = 0, d_in_ = 0, d_out_ = 0;
-  std::array<Memory, kTensors> weights_, gradients_, first_, second_;
+  std::int64_t d_sae_ = 0, d_in_ = 0;
+  std::vector<std::string> more_;
+  std::vector<Memory> weights_, gradients_, first_, second_;
   Memory silence_, next_silence_, sums_;
 };
 

@@ -3,8 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "core/check.h"
-#include "worker/device/dense_engine.h"
-#include "worker/device/sparse_engine.h"
+#include "worker/device/engine_base.h"
 
 namespace saesweep::worker::device {
 
@@ -15,8 +14,11 @@ Result<std::unique_ptr<StepEngine>> Session::make(const sweeps::TrainingSpec& sp
                 "{} is not trained on a GPU; train.device: cpu would "
                 "be right",
                 to_string(spec.architecture));
-  return spec.k ? make_sparse_engine(*this, spec, parts.front().width)
-                : make_dense_engine(*this, spec, parts.front().width);
+  const std::int64_t d_in = parts.front().width;
+  if (spec.k) return make_sparse_engine(*this, spec, d_in);
+  if (spec.architecture == sweeps::Architecture::kJumpRelu)
+    return make_jumprelu_engine(*this, spec, d_in);
+  return make_relu_engine(*this, spec, d_in);
 }
 
 Result<Rows> Session::upload(const at::Tensor& x, Uploaded& into) {

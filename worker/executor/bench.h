@@ -20,6 +20,7 @@ struct TrainBench {
   std::uint64_t k = 32;
   double l1 = 0.04;
   double l0_target = 32;
+  std::string device = "cpu";        // cpu | cuda
   std::string precision = "fp32";    // fp32 | bf16
   std::string against = "separate";  // separate | autograd
   std::uint64_t steps = 3;           // of each SAE, a round

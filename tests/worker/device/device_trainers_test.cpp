@@ -16,7 +16,7 @@ using saesweep::test::TempDir;
 using sweeps::Precision;
 
 constexpr std::int64_t kIn = 12;
-constexpr std::uint64_t kBatch = 300, kSteps = 24;
+constexpr std::uint64_t kBatch = 140, kSteps = 24;
 
 const std::vector<Architecture> kOnDevice = [] {
   std::vector<Architecture> all;
@@ -106,57 +106,63 @@ TEST_F(OnDevice, TrainsAsOnTheCpu) {
   }
 }
 
+SaeTensors zeros_like(const SaeTensors& tensors) {
+  SaeTensors made{at::zeros_like(tensors.w_enc),
+                  at::zeros_like(tensors.b_enc),
+                  at::zeros_like(tensors.w_dec),
+                  at::zeros_like(tensors.b_dec),
+                  {}};
+  for (const auto& [name, tensor] : tensors.more) made.more.emplace(name, at::zeros_like(tensor));
+  return made;
+}
+
+void copy(SaeTensors& to, const SaeTensors& from) {
+  to.w_enc.copy_(from.w_enc);
+  to.b_enc.copy_(from.b_enc);
+  to.w_dec.copy_(from.w_dec);
+  to.b_dec.copy_(from.b_dec);
+  for (const auto& [name, tensor] : from.more) to.more.at(name).copy_(tensor);
+}
+
 // From the same state, so that nothing has had time to drift.
-TEST_F(OnDevice, GradientsOfEveryArchitecture) {
-  for (const auto architecture : kOnDevice) {
-    TrainingSpec spec = lively(architecture);
-    const auto here = make_trainer(spec, kIn, pool_);
-    train(*here, rows(), 9);
-    TempDir folder;
-    ASSERT_TRUE(here->save(folder.path() / "at9"));
-    TrainingSpec there_spec = on_device(spec);
-    Session session(*device_);
-    auto engine = session.make(there_spec, parts_of(spec, kIn));
-    ASSERT_TRUE(engine) << engine.error().message;
-    const SaeTensors& gradients = inside(*here).gradients();
-    SaeTensors found{at::zeros_like(gradients.w_enc),
-                     at::zeros_like(gradients.b_enc),
-                     at::zeros_like(gradients.w_dec),
-                     at::zeros_like(gradients.b_dec),
-                     {}};
-    const auto at9 = make(spec);
-    // A checkpoint says which device it is of; the same tensors are read by hand.
-    SaeTensors& parameters = inside(*here).parameters();
-    SaeTensors moments{at::zeros_like(gradients.w_enc),
-                       at::zeros_like(gradients.b_enc),
-                       at::zeros_like(gradients.w_dec),
-                       at::zeros_like(gradients.b_dec),
-                       {}};
-    std::vector<std::int64_t> silence(spec.d_sae, 0);
-    ASSERT_TRUE((*engine)->write({parameters, moments, moments, silence}));
-    const at::Tensor x = step_rows(rows(), 9, kBatch);
-    std::vector<char> fired;
-    ASSERT_TRUE((*engine)->look(
-        x, {.step = 9, .adam_step = 1, .sparsity_scale = 1, .dead_after = 1}, fired));
-    ASSERT_TRUE((*engine)->read_gradients(found));
-    // Without silence nothing is revived on either side.
-    TrainingSpec same = spec;
-    same.dead_after_tokens = 10'000'000;
-    same.sparsity_warmup_steps = 0;
-    same.l0_target.reset();
-    const auto fresh = make_trainer(same, kIn, pool_);
-    inside(*fresh).parameters().w_enc.copy_(parameters.w_enc);
-    inside(*fresh).parameters().b_enc.copy_(parameters.b_enc);
-    inside(*fresh).parameters().w_dec.copy_(parameters.w_dec);
-    inside(*fresh).parameters().b_dec.copy_(parameters.b_dec);
-    inside(*fresh).pass_for_test(x);
-    const SaeTensors& expected = inside(*fresh).gradients();
-    EXPECT_LT(relative_distance(found.w_enc, expected.w_enc), 1e-5) << to_string(architecture);
-    EXPECT_LT(relative_distance(found.b_enc, expected.b_enc), 1e-5) << to_string(architecture);
-    EXPECT_LT(relative_distance(found.w_dec, expected.w_dec), 1e-5) << to_string(architecture);
-    EXPECT_LT(relative_distance(found.b_dec, expected.b_dec), 1e-5) << to_string(architecture);
-    EXPECT_GT(expected.w_dec.abs().max().item<float>(), 0);
-  }
+void expect_same_gradients(Session& session, const TrainingSpec& spec, ThreadPool& pool) {
+  const std::string name(to_string(spec.architecture));
+  const auto here = make_trainer(spec, kIn, pool);
+  train(*here, rows(), 9);
+  const SaeTensors& parameters = inside(*here).parameters();
+  auto engine = session.make(on_device(spec), parts_of(spec, kIn));
+  ASSERT_TRUE(engine) << engine.error().message;
+  SaeTensors moments = zeros_like(parameters), found = zeros_like(parameters);
+  std::vector<std::int64_t> silence(spec.d_sae, 0);
+  ASSERT_TRUE((*engine)->write({parameters, moments, moments, silence}));
+  const at::Tensor x = step_rows(rows(), 9, kBatch);
+  std::vector<char> fired;
+  ASSERT_TRUE(
+      (*engine)->look(x, {.step = 9, .adam_step = 1, .sparsity_scale = 1, .dead_after = 1}, fired));
+  ASSERT_TRUE((*engine)->read_gradients(found));
+
+  TrainingSpec at_full_scale = spec;
+  at_full_scale.sparsity_warmup_steps = 0;
+  const auto fresh = make_trainer(at_full_scale, kIn, pool);
+  copy(inside(*fresh).parameters(), parameters);
+  inside(*fresh).pass_for_test(x);
+  const SaeTensors& expected = inside(*fresh).gradients();
+  EXPECT_GT(expected.w_dec.abs().max().item<float>(), 0);
+  EXPECT_LT(relative_distance(found.w_enc, expected.w_enc), 1e-5) << name;
+  EXPECT_LT(relative_distance(found.b_enc, expected.b_enc), 1e-5) << name;
+  EXPECT_LT(relative_distance(found.w_dec, expected.w_dec), 1e-5) << name;
+  EXPECT_LT(relative_distance(found.b_dec, expected.b_dec), 1e-5) << name;
+  for (const auto& [key, gradient] : expected.more)
+    EXPECT_LT(relative_distance(found.more.at(key), gradient), 1e-4) << name << " " << key;
+}
+
+TEST_F(OnDevice, GradientsAreThoseOfTheCpu) {
+  Session session(*device_);
+  for (const auto architecture : kOnDevice)
+    expect_same_gradients(session, lively(architecture), pool_);
+  for (const auto loss :
+       {sweeps::SparsityLoss::kL0, sweeps::SparsityLoss::kL0Target, sweeps::SparsityLoss::kTanh})
+    expect_same_gradients(session, jumprelu_spec(loss, 150, kBatch, kSteps), pool_);
 }
 
 TEST_F(OnDevice, RoundedProductsStayNear) {
@@ -174,7 +180,7 @@ TEST_F(OnDevice, RoundedProductsStayNear) {
     EXPECT_LT(distance(inside(*there).parameters().w_enc, inside(*here).parameters().w_enc), moved)
         << to_string(architecture);
     const double fve = here->summary()["fve_train"], there_fve = there->summary()["fve_train"];
-    EXPECT_NEAR(there_fve, fve, 0.01) << to_string(architecture);
+    EXPECT_NEAR(there_fve, fve, 0.02 * (1 + std::abs(fve))) << to_string(architecture);
   }
 }
 

@@ -79,20 +79,23 @@ int copy(void*, void* to, const void* from, std::size_t bytes) {
   std::memcpy(to, from, bytes);
   return 0;
 }
+// As BLAS is called: columns lie together.
 int multiply(void*, const Product* product) {
-  const auto matrix = [&](const void* values, std::int64_t rows, std::int64_t columns,
-                          bool transposed) {
+  const ColumnMajor call = column_major(*product);
+  const auto matrix = [&](const void* values, std::int64_t rows, std::int64_t columns, int ld,
+                          bool transposes) {
     const at::Tensor as_it_lies =
         at::from_blob(const_cast<void*>(values),
-                      transposed ? at::IntArrayRef{columns, rows} : at::IntArrayRef{rows, columns},
-                      product->rounded ? at::kBFloat16 : at::kFloat);
-    return (transposed ? as_it_lies.t() : as_it_lies).to(at::kFloat);
+                      transposes ? at::IntArrayRef{columns, rows} : at::IntArrayRef{rows, columns},
+                      {1, ld}, product->rounded ? at::kBFloat16 : at::kFloat);
+    return (transposes ? as_it_lies.t() : as_it_lies).to(at::kFloat);
   };
-  at::Tensor out = at::from_blob(product->out, {product->rows, product->columns}, at::kFloat);
-  at::mm_out(out, matrix(product->left, product->rows, product->depth, product->left_transposed),
-             matrix(product->right, product->depth, product->columns, product->right_transposed));
+  at::from_blob(call.c, {call.m, call.n}, {1, call.ldc}, at::kFloat)
+      .copy_(at::mm(matrix(call.a, call.m, call.k, call.lda, call.transposes_a),
+                    matrix(call.b, call.k, call.n, call.ldb, call.transposes_b)));
   return 0;
 }
+
 int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
            std::int64_t blocks) {
   switch (id) {

@@ -234,6 +234,7 @@ struct JudgeStep {
   std::int64_t latents;
   const float* bias_gradient;
   std::int64_t width;
+  const float* more[2];  // gradients of [latents], or nullptr
   double rows;
   double clip;  // 0: not at all
   StepSums* sums;
@@ -245,6 +246,9 @@ struct JudgeStep {
       for (std::int64_t i = thread; i < latents; i += kThreads) sum += squares[i];
       for (std::int64_t j = thread; j < width; j += kThreads)
         sum += static_cast<double>(bias_gradient[j]) * bias_gradient[j];
+      for (const float* gradient : more)
+        for (std::int64_t i = thread; gradient != nullptr && i < latents; i += kThreads)
+          sum += static_cast<double>(gradient[i]) * gradient[i];
       shared.sums[thread] = sum;
     });
     sum_shared<kThreads>(block, shared.sums);
