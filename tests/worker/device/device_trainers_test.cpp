@@ -1,4 +1,6 @@
 // Trainers whose steps are done by the kernels of a GPU, against those of the CPU.
+#include <dlfcn.h>
+
 #include <filesystem>
 
 #include "core/files.h"
@@ -220,6 +222,26 @@ TEST_F(OnDevice, BytesDoNotDependOnStoppingAndLookingOn) {
     train(*unseen, rows(), kSteps);
     ASSERT_TRUE(unseen->settle());
     EXPECT_TRUE(serialize_sae(unseen->sae()) == serialize_sae(whole->sae()));
+  }
+}
+
+// What one thread writes and another reads before they have met would show.
+TEST_F(OnDevice, BytesDoNotDependOnTheOrderOfThreads) {
+  void* module = ::dlopen(EMULATED_GPU, RTLD_NOW | RTLD_NOLOAD);
+  ASSERT_NE(module, nullptr);
+  const auto emulate_backwards =
+      reinterpret_cast<void (*)(bool)>(::dlsym(module, "saesweep_emulate_backwards"));
+  ASSERT_NE(emulate_backwards, nullptr);
+  std::vector<TrainingSpec> specs;
+  for (const auto architecture : kOnDevice) specs.push_back(lively(architecture));
+  specs.push_back(jumprelu_spec(sweeps::SparsityLoss::kTanh, 150, kBatch, kSteps));
+  for (const TrainingSpec& spec : specs) {
+    const auto forwards = make(spec), backwards = make(spec);
+    train(*forwards, rows(), 12);
+    emulate_backwards(true);
+    train(*backwards, rows(), 12);
+    emulate_backwards(false);
+    EXPECT_TRUE(bytes_of(*backwards) == bytes_of(*forwards)) << to_string(spec.architecture);
   }
 }
 

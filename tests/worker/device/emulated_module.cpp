@@ -13,13 +13,16 @@
 namespace saesweep::worker::device {
 namespace {
 
+// The order of blocks, and of threads between two meetings, which a GPU does not promise.
+bool backwards = false;
+
 struct EmulatedBlock {
   std::int64_t index;
   int threads;
 
   template <class Phase>
   void each(const Phase& phase) {
-    for (int thread = 0; thread < threads; ++thread) phase(thread);
+    for (int i = 0; i < threads; ++i) phase(backwards ? threads - 1 - i : i);
   }
   static void add(std::uint32_t* to, std::uint32_t value) { *to += value; }
   static void bit_or(std::uint32_t* to, std::uint32_t bits) { *to |= bits; }
@@ -35,7 +38,7 @@ int run_kernel(const void* parameters, std::size_t bytes, std::int64_t blocks) {
   typename Kernel::Shared shared;
   std::memset(static_cast<void*>(&shared), 0xa5, sizeof shared);
   for (std::int64_t index = 0; index < blocks; ++index) {
-    EmulatedBlock block{index, Kernel::kThreads};
+    EmulatedBlock block{backwards ? blocks - 1 - index : index, Kernel::kThreads};
     kernel.run(block, shared);
   }
   return 0;
@@ -111,6 +114,10 @@ int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
 
 }  // namespace
 }  // namespace saesweep::worker::device
+
+extern "C" void saesweep_emulate_backwards(bool backwards) {
+  saesweep::worker::device::backwards = backwards;
+}
 
 extern "C" const saesweep::worker::device::DeviceApi* saesweep_device_api() {
   namespace device = saesweep::worker::device;
