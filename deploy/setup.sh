@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what building saesweep needs and is not there yet: distribution packages (packages.txt)
-# and LibTorch out of pinned wheels (wheels.txt, into .deps/). For Debian 12 or newer, as root or with
-# sudo.
+# and LibTorch and the CUDA compiler out of pinned wheels (wheels.txt, into .deps/). For Debian 12 or
+# newer, as root or with sudo.
 #
-#   deploy/setup.sh [--with-dev] [--without-torch] [--check]
+#   deploy/setup.sh [--with-dev] [--with-cuda] [--without-torch] [--check]
 #     --with-dev       also what linting and fuzzing need
+#     --with-cuda      also cuBLAS, with which saesweep-task trains on an NVIDIA GPU (500 MB more)
 #     --without-torch  no wheels: enough for the presets that build no saesweep-task
 #     --check          install nothing; say what is missing and exit 1 if anything is
 #
@@ -16,14 +17,16 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 deps=$root/.deps
 
-with_dev=0 with_torch=1 check_only=0
+with_dev=0 with_cuda=0 with_torch=1 check_only=0
 for argument in "$@"; do
   case $argument in
     --with-dev) with_dev=1 ;;
+    --with-cuda) with_cuda=1 ;;
     --without-torch) with_torch=0 ;;
     --check) check_only=1 ;;
     *)
-      echo "setup: unknown argument $argument; there are --with-dev, --without-torch and --check" >&2
+      echo "setup: unknown argument $argument; there are --with-dev, --with-cuda, --without-torch and" \
+        "--check" >&2
       exit 2
       ;;
   esac
@@ -57,7 +60,16 @@ wanted_packages() {
   done < "$here/packages.txt"
 }
 
-wheels() { grep -v '^ *\(#\|$\)' "$here/wheels.txt"; }
+wheels() {
+  local section="" wheel
+  while read -r wheel; do
+    case $wheel in
+      "" | "#"*) ;;
+      "["*) section=$wheel ;;
+      *) if [[ $section == "[build]" || $with_cuda == 1 ]]; then echo "$wheel"; fi ;;
+    esac
+  done < "$here/wheels.txt"
+}
 
 missing_packages() {
   local -a wanted alternatives
@@ -79,13 +91,29 @@ missing_packages() {
   done
 }
 
-# True if `directory` holds every pinned wheel. pip writes a wheel's dist-info with its files.
-holds_wheels() {
+# Pinned wheels that `directory` does not hold. pip writes a wheel's dist-info with its files.
+wheels_missing_in() {
   local directory=$1 wheel name
   while read -r wheel; do
     name=${wheel%%==*}
-    [[ -f $directory/${name//-/_}-${wheel##*==}.dist-info/RECORD ]] || return 1
+    [[ -f $directory/${name//-/_}-${wheel##*==}.dist-info/RECORD ]] || echo "$wheel"
   done < <(wheels)
+}
+
+# True if `directory` holds another version of one of these wheels.
+holds_others() {
+  local directory=$1 wheel name
+  shift
+  for wheel in "$@"; do
+    name=${wheel%%==*}
+    if compgen -G "$directory/${name//-/_}-*.dist-info" > /dev/null; then return 0; fi
+  done
+  return 1
+}
+
+holds_wheels() {
+  local directory=$1
+  [[ -z $(wheels_missing_in "$directory") ]] || return 1
   [[ -f $directory/torch/lib/libtorch_cpu.so && -f $directory/torch/include/ATen/ATen.h ]]
 }
 
@@ -137,15 +165,20 @@ find_python() {
 
 install_wheels() {
   local python log fresh=$deps.tmp
+  local -a fetched
   python=$(find_python)
   if [[ -z $python ]]; then
     install_packages python3-pip
     python=$(find_python)
     [[ -n $python ]] || die "python3-pip is installed, but python3 -m pip does not run"
   fi
-  say "fetching LibTorch into .deps (about 530 MB): $(wheels | tr '\n' ' ')"
+  # What is there and right stays, as links to the same files.
+  mapfile -t fetched < <(wheels_missing_in "$deps")
+  if [[ -d $deps ]] && holds_others "$deps" "${fetched[@]}"; then mapfile -t fetched < <(wheels); fi
+  say "fetching into .deps (LibTorch is 530 MB, the CUDA compiler 100, cuBLAS 500): ${fetched[*]}"
   rm -rf "$fresh"
-  mkdir -p "$fresh/.pip"
+  mkdir -p "$fresh/.pip" "$fresh/site"
+  if [[ -d $deps && ${#fetched[@]} != $(wheels | wc -l) ]]; then cp -al "$deps/." "$fresh/site"; fi
   log=$(mktemp)
   # Every wheel names the oldest glibc it runs on, and pip takes the names literally: all that Debian
   # 12 satisfies are listed.
@@ -158,12 +191,13 @@ install_wheels() {
     "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
     --only-binary=:all: --implementation cp --python-version 3.11 \
     "${platforms[@]}" \
-    --target "$fresh/site" $(wheels) > "$log" 2>&1; then
+    --target "$fresh/new" "${fetched[@]}" > "$log" 2>&1; then
     rm -rf "$fresh"
     die_with_log "$log" "pip could not fetch the wheels of deploy/wheels.txt (is there a network," \
       "and room for 3 GB?); without LibTorch, configure with -DSAESWEEP_WITH_TORCH=OFF"
   fi
   rm -f "$log"
+  cp -al --remove-destination "$fresh/new/." "$fresh/site"
   if ! holds_wheels "$fresh/site"; then
     rm -rf "$fresh"
     die "pip finished, but libtorch_cpu.so or its headers are not where they belong"
@@ -177,6 +211,9 @@ install_wheels() {
 
 # ---- main ----------------------------------------------------------------------------------------
 
+# Once it was wanted, it is.
+if compgen -G "$deps/nvidia_cublas-*.dist-info" > /dev/null; then with_cuda=1; fi
+
 command -v dpkg-query > /dev/null ||
   die "this is not Debian; install what deploy/packages.txt lists, and the wheels of" \
     "deploy/wheels.txt with: pip install --target .deps --no-deps $(wheels | tr '\n' ' ')"
@@ -186,7 +223,7 @@ if [[ ${#missing[@]} == 0 ]] && ! needs_wheels; then exit 0; fi
 
 if [[ $check_only == 1 ]]; then
   if [[ ${#missing[@]} != 0 ]]; then say "missing packages: ${missing[*]}"; fi
-  if needs_wheels; then say "missing wheels: $(wheels | tr '\n' ' ')"; fi
+  if needs_wheels; then say "missing wheels: $(wheels_missing_in "$deps" | tr '\n' ' ')"; fi
   exit 1
 fi
 

@@ -120,6 +120,7 @@ class SweepReader {
     static constexpr std::array kDevices{"auto"sv, "cpu"sv, "cuda"sv};
     static constexpr std::array kPrecisions{"fp32"sv, "bf16"sv};
     train_.device = options_.auto_device;
+    plan_.device_is_auto = true;
     train_.holds_out = source_.stream.holdout > 0;
     const YamlNode* node = top_.find("train");
     if (node == nullptr) return;
@@ -128,8 +129,10 @@ class SweepReader {
     if (!node->is_map()) return;
     if (const auto word = section.read_word("recipe", recipe_names()))
       train_.recipe = recipe_names()[*word];
-    if (const auto word = section.read_word("device", kDevices); word && *word != 0)
+    if (const auto word = section.read_word("device", kDevices); word && *word != 0) {
       train_.device = kDevices[*word];
+      plan_.device_is_auto = false;
+    }
     if (const auto word = section.read_word("precision", kPrecisions))
       train_.precision = static_cast<Precision>(*word);
     section.read_bool("deterministic", train_.deterministic);
@@ -189,8 +192,29 @@ class SweepReader {
       return top_.add("trials", fmt::format("are more than {}; fewer values or samples would be "
                                             "right",
                                             kMaxTrials));
+    check_device();
     if (resolve)
       for (const Family& family : families_) specs_.push_back(resolve_family(family));
+  }
+
+  // All trials of a sweep train on one kind of device.
+  void check_device() {
+    if (train_.device != "cuda") return;
+    for (const Family& family : families_) {
+      if (trains_on_gpu(family.architecture)) continue;
+      if (plan_.device_is_auto) {
+        train_.device = "cpu";
+        plan_.warnings.push_back(fmt::format(
+            "train.device: auto is cpu, although there is a GPU: {} is {}, which is not trained on "
+            "one",
+            family.path, to_string(family.architecture)));
+        return;
+      }
+      problems_.add(*family.node, join_path(family.path, "arch"),
+                    fmt::format("is {}, which is not trained on a GPU; train.device: cpu, or a "
+                                "sweep of its own, would be right",
+                                to_string(family.architecture)));
+    }
   }
 
   std::vector<TrainingSpec> resolve_family(const Family& family) {
@@ -425,7 +449,7 @@ tl::expected<SweepPlan, std::vector<SweepFileError>> plan_sweep_text(std::string
   SweepReader reader(*root, directory, options, problems);
   SweepPlan plan = reader.read(fs::path(file_name).stem().string());
   if (!problems.empty()) return tl::unexpected(problems.take());
-  plan.warnings = warnings_of(plan);
+  for (std::string& warning : warnings_of(plan)) plan.warnings.push_back(std::move(warning));
   const std::string device =
       plan.trials.empty() ? options.auto_device : plan.trials[0].spec.training.device;
   plan.effective_yaml = effective_yaml(std::move(*root), plan, device, directory);

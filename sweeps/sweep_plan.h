@@ -60,13 +60,15 @@ struct SweepPlan {
   ResourceSpec resources;
   std::uint64_t cache_bytes = 0;
   double checkpoint_every_s = 60;
+  bool device_is_auto = false;  // train.device says so, or nothing
   std::vector<std::string> warnings;
   std::string effective_yaml;  // the file with overrides applied and `device: auto` resolved
 };
 
 struct PlanOptions {
   std::vector<std::string> overrides = {};  // "train.tokens=1M", as --set gives them
-  std::string auto_device = "cpu";          // what `device: auto` means on this machine
+  // What `device: auto` means where it will run; cpu all the same if a trial cannot use a GPU.
+  std::string auto_device = "cpu";
 };
 
 // Either a plan, or all errors of the file at once.

@@ -175,6 +175,7 @@ struct ExecutorBench {
 constexpr ExecutorBench kExecutorBenches[] = {
     {"train", "SAEs trained side by side against separate runs of the same code",
      "Flags: --arch topk -n 16 --d-in 512 --d-sae 4096 --k 32 --batch 4096 --precision fp32|bf16 "
+     "--device cpu|cuda "
      "--against separate|autograd --threads N --json; saesweep-task bench train --help has all\n\n"
      "Example: saesweep bench train --arch topk -n 16 --d-in 512 --d-sae 4096 --k 32 --json\n"},
     {"harvest", "Activations taken from a model",

@@ -11,6 +11,7 @@
 #include <cerrno>
 
 #include "core/files.h"
+#include "scheduler/cli/machine.h"
 
 namespace saesweep::cli {
 namespace {
@@ -125,6 +126,27 @@ Result<Json> probe_executor(const std::filesystem::path& task) {
                 "LibTorch it needs, and saesweep doctor says what is missing",
                 task.string(), probe->exit_code);
   return parse_json(probe->output);
+}
+
+std::uint32_t gpus_of(const Json& probe) {
+  const Json cuda = probe.value("cuda", Json::object());
+  return static_cast<std::uint32_t>(cuda.value("devices", Json::array()).size());
+}
+
+std::string missing_gpu_text(const Json& probe) {
+  std::string text;
+  for (const Json& each : probe.value("cuda", Json::object()).value("missing", Json::array()))
+    if (each.is_string())
+      text += fmt::format("{}{}", text.empty() ? "" : "; ", each.get<std::string>());
+  return text.empty() ? "a GPU" : text;
+}
+
+std::string auto_device(const std::string& given_task) {
+  if (describe_gpus().empty()) return "cpu";
+  const auto task = find_task_program(given_task);
+  if (!task) return "cpu";
+  const auto probe = probe_executor(*task);
+  return probe && gpus_of(*probe) > 0 ? "cuda" : "cpu";
 }
 
 }  // namespace saesweep::cli

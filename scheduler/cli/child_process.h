@@ -39,5 +39,10 @@ Result<std::filesystem::path> find_task_program(const std::string& given);
 // trial. What it found on this machine.
 // Errors: kNotFound if it does not start, with what would help; those of run_child.
 Result<Json> probe_executor(const std::filesystem::path& task);
+// GPUs that an executor can train on, by its probe; and what is missing, if there are none.
+std::uint32_t gpus_of(const Json& probe);
+std::string missing_gpu_text(const Json& probe);
+// What `device: auto` means on this machine. Asks the executor only if there is a GPU to be seen.
+std::string auto_device(const std::string& given_task);
 
 }  // namespace saesweep::cli

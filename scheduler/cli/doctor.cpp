@@ -49,13 +49,14 @@ Json check_disk(const fs::path& directory) {
 }
 
 // The executor, and through it LibTorch.
-void check_executor(const std::string& given, Json& checks) {
+// Returns what it found; nothing if it cannot be asked.
+Json check_executor(const std::string& given, Json& checks) {
   const auto task = find_task_program(given);
   if (!task) {
     checks.push_back(check("executor", false, "saesweep-task is not there", task.error().message));
     checks.push_back(check("libtorch", false, "unknown without the executor",
                            "comes with saesweep-task; deploy/setup.sh installs it"));
-    return;
+    return Json::object();
   }
   checks.push_back(check("executor", true, task->string(), ""));
   const auto probe =
@@ -71,7 +72,7 @@ void check_executor(const std::string& given, Json& checks) {
         fmt::format("saesweep-task probe failed: {}", json ? "no object" : json.error().message),
         "run `saesweep-task probe` and read what it says; deploy/setup.sh "
         "installs LibTorch again"));
-    return;
+    return Json::object();
   }
   // Its version, then what it found: words as they are, features of the CPU by name.
   std::string found = json->value("libtorch", "present");
@@ -81,6 +82,7 @@ void check_executor(const std::string& given, Json& checks) {
     if (value.is_boolean() && value.get<bool>()) found += fmt::format(", {}", key);
   }
   checks.push_back(check("libtorch", true, printable(found), ""));
+  return *json;
 }
 
 Json examine(const DoctorFlags& flags) {
@@ -93,10 +95,11 @@ Json examine(const DoctorFlags& flags) {
       check("memory", memory >= kLeastMemory, bytes_text(static_cast<double>(memory)),
             "sweeps need 2 GiB or more; lower resources.memory and activations.cache"));
   checks.push_back(check_disk(fs::absolute(flags.directory)));
-  check_executor(flags.task, checks);
+  const Json probe = check_executor(flags.task, checks);
   const std::string gpus = describe_gpus();
-  checks.push_back(check("gpu", !gpus.empty(), gpus.empty() ? "none" : gpus,
-                         "not needed; this version trains on the CPU"));
+  checks.push_back(check("gpu", gpus_of(probe) > 0, gpus.empty() ? "none" : gpus,
+                         fmt::format("not needed; for train.device: cuda, missing: {}",
+                                     printable(missing_gpu_text(probe)))));
   const char* search_path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): one thread
   const auto mpirun = find_program("mpirun", search_path == nullptr ? "" : search_path);
   checks.push_back(check("mpi", mpirun.has_value(), mpirun ? mpirun->string() : "none",

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -84,6 +85,9 @@ class Run {
         fmt::print(stderr, "{}\n", error.to_string());
       return kExitMisuse;
     }
+    if (plan->device_is_auto && auto_device(flags_.task) == "cuda")
+      plan =
+          sweeps::plan_sweep(flags_.file, {.overrides = flags_.overrides, .auto_device = "cuda"});
     plan_ = std::move(*plan);
     std::uint64_t memory = plan_.resources.memory_bytes;
     if (!flags_.memory.empty()) {
@@ -141,12 +145,20 @@ class Run {
       if (interrupts->wait(milliseconds(0)) != 0) return interrupted();
       if (!probed) return complain(probed.error());
       executor = std::move(*probed);
+      const bool needs_gpu = std::ranges::any_of(
+          plan_.trials, [](const auto& trial) { return trial.spec.training.device == "cuda"; });
+      if (needs_gpu && gpus_of(executor) == 0)
+        return complain({ErrorCode::kInvalidArgument,
+                         fmt::format("train.device: cuda, and something is missing here: {}; "
+                                     "train.device: cpu would run without",
+                                     missing_gpu_text(executor))});
       const std::uint32_t threads = flags_.threads > 0 ? flags_.threads : usable_cores();
       LocalCluster cluster(*service, {.endpoint = sockets->endpoint(),
                                       .build = build(),
                                       .state_directory = state_,
                                       .task_program = *task,
                                       .slots = slots,
+                                      .gpus = gpus_of(executor),
                                       .threads = threads,
                                       .memory_bytes = memory,
                                       .log_level = log_level_});

@@ -89,8 +89,15 @@ int show_dry_run(const SubmitFlags& flags, const sweeps::SweepPlan& plan) {
   return kExitDone;
 }
 
+// A worker that is there has one.
+bool has_gpu(const Json& view) {
+  return std::ranges::any_of(view.at("workers"), [](const Json& worker) {
+    return worker.value("state", "") == "here" && worker.value("gpus", 0) > 0;
+  });
+}
+
 int submit(const SubmitFlags& flags, const GlobalFlags& globals) {
-  const auto plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides});
+  auto plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides});
   if (!plan) {
     for (const sweeps::SweepFileError& error : plan.error())
       fmt::print(stderr, "{}\n", error.to_string());
@@ -101,6 +108,12 @@ int submit(const SubmitFlags& flags, const GlobalFlags& globals) {
   if (!interrupts) return complain("submit", interrupts.error());
   auto scheduler = Scheduler::find(flags.scheduler);
   if (!scheduler) return complain("submit", scheduler.error());
+  if (plan->device_is_auto) {
+    const auto workers = scheduler->ask("workers");
+    if (!workers) return complain("submit", workers.error());
+    if (has_gpu(*workers))
+      plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides, .auto_device = "cuda"});
+  }
   Screen screen(flags.json && flags.watch, globals.quiet);
   if (!globals.quiet)
     for (const std::string& warning : plan->warnings) screen.say("warning: " + warning);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "scheduler/cli/child_process.h"
 #include "scheduler/cli/people.h"
 #include "scheduler/cli/program.h"
 #include "scheduler/cli/stopping_text.h"
@@ -78,8 +79,10 @@ void print_summary(const sweeps::SweepPlan& plan, const sweeps::SweepEstimate& e
 }
 
 int validate(const ValidateFlags& flags) {
-  const auto plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides});
+  auto plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides});
   if (!plan) return report_errors(flags, plan.error());
+  if (plan->device_is_auto && auto_device("") == "cuda")
+    plan = sweeps::plan_sweep(flags.file, {.overrides = flags.overrides, .auto_device = "cuda"});
   const sweeps::SweepEstimate estimate = sweeps::estimate(*plan);
   if (!flags.json) {
     print_summary(*plan, estimate);

@@ -121,8 +121,9 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
     fmt::print(stderr, "saesweep worker: {}\n", interrupts.error().message);
     return kExitInternal;
   }
-  if (const auto probed = probe_executor(*task); !probed)
-    return configuration(probed.error().message);
+  const auto probed = probe_executor(*task);
+  if (!probed) return configuration(probed.error().message);
+  options.gpus = gpus_of(*probed);
 
   Result<void> ran;
   agent::AgentEnd end = agent::AgentEnd::kStopped;
@@ -139,8 +140,9 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
       ended.store(true, std::memory_order_release);
     });
     if (!globals.quiet)
-      fmt::print(stderr, "worker {}: {} slot{}, {} threads; scheduler: {}\n", options.name,
-                 options.slots, options.slots == 1 ? "" : "s", options.threads, options.endpoint);
+      fmt::print(stderr, "worker {}: {} slot{}, {} threads, {} GPU{}; scheduler: {}\n",
+                 options.name, options.slots, options.slots == 1 ? "" : "s", options.threads,
+                 options.gpus, options.gpus == 1 ? "" : "s", options.endpoint);
     while (!ended.load(std::memory_order_acquire)) {
       const int heard = interrupts->wait(milliseconds(100));
       if (heard == 0) continue;

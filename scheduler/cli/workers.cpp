@@ -28,11 +28,12 @@ int workers(const WorkersFlags& flags) {
     fmt::print("{}", pretty_json(*answer));
     return kExitDone;
   }
-  fmt::print("{:<24} {:<9} {:<9} {:>5} {:>5} {:>10} {:>8}\n", "worker", "session", "state", "slots",
-             "runs", "memory", "silent");
+  fmt::print("{:<24} {:<9} {:<9} {:>5} {:>5} {:>5} {:>10} {:>8}\n", "worker", "session", "state",
+             "slots", "gpus", "runs", "memory", "silent");
   for (const Json& worker : answer->at("workers"))
-    fmt::print("{:<24} {:<9} {:<9} {:>5} {:>5} {:>10} {:>8}\n", printable(worker.value("name", "")),
-               worker.value("session", ""), worker.value("state", ""), worker.value("slots", 0),
+    fmt::print("{:<24} {:<9} {:<9} {:>5} {:>5} {:>5} {:>10} {:>8}\n",
+               printable(worker.value("name", "")), worker.value("session", ""),
+               worker.value("state", ""), worker.value("slots", 0), worker.value("gpus", 0),
                worker.at("runs").size(), bytes_text(worker.value("memory_bytes", 0.0)),
                duration_text(worker.value("silent_s", 0.0)));
   return kExitDone;

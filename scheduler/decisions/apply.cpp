@@ -417,6 +417,7 @@ void Applier::joined(const journal::WorkerJoined& event) {
   worker.name = event.name();
   worker.host = event.host();
   worker.slots = event.slots();
+  worker.gpus = event.gpus();
   worker.memory_bytes = event.memory_bytes();
   worker.chunks_endpoint = event.chunks_endpoint();
   worker.chunks_key = event.chunks_key();

@@ -211,7 +211,7 @@ class Explainer {
     tell(Availability::kLost, "workers_lost", "is lost");
     tell(Availability::kAwaited, "workers_resyncing", "has not come back since a restart");
     tell(Availability::kResyncing, "workers_resyncing", "is being asked what it runs");
-    const std::uint64_t bytes = memory_of(task_), largest = largest_memory(rooms);
+    const std::uint64_t bytes = memory_of(task_), largest = largest_memory(rooms, task_);
     const Task* first = overtaken(state_, now_);
     const Room* reserved = first == nullptr ? nullptr : reserved_for(rooms, *first);
     bool can_begin = false;
@@ -221,12 +221,14 @@ class Explainer {
       if (reserved != nullptr && room.session == reserved->session && first != &task_)
         say("worker_reserved",
             fmt::format("{} is kept free for {}", room.worker->name, first->spec().id()));
-      else if (has_memory_for(room, bytes, largest))
+      else if (has_device_for(room, task_) && has_memory_for(room, bytes, largest))
         can_begin = true;
-      else
+      else if (has_device_for(room, task_))
         too_small.push_back(fmt::format("{} has {} free of {}", room.worker->name,
                                         gib(room.free_bytes), gib(room.memory_bytes)));
     }
+    if (std::ranges::none_of(rooms, [&](const Room& room) { return has_device_for(room, task_); }))
+      say("needs_gpu", "needs a GPU; no worker has one");
     if (!can_begin && !too_small.empty())
       say("needs_memory",
           fmt::format("needs {} of memory; {}", gib(bytes), fmt::join(too_small, ", ")),

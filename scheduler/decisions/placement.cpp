@@ -59,10 +59,15 @@ std::vector<Room> survey(const SweepState& state, TimePoint now) {
   return rooms;
 }
 
-std::uint64_t largest_memory(const std::vector<Room>& rooms) {
+bool has_device_for(const Room& room, const Task& task) {
+  return !task.spec().needs_gpu() || room.worker->gpus > 0;
+}
+
+std::uint64_t largest_memory(const std::vector<Room>& rooms, const Task& task) {
   std::uint64_t largest = 0;
   for (const Room& room : rooms)
-    if (room.availability != Availability::kLost && room.availability != Availability::kDraining)
+    if (has_device_for(room, task) && room.availability != Availability::kLost &&
+        room.availability != Availability::kDraining)
       largest = std::max(largest, room.memory_bytes);
   return largest;
 }
@@ -84,13 +89,14 @@ const Task* overtaken(const SweepState& state, TimePoint now) {
 }
 
 const Room* reserved_for(const std::vector<Room>& rooms, const Task& task) {
-  const std::uint64_t bytes = memory_of(task), largest = largest_memory(rooms);
+  const std::uint64_t bytes = memory_of(task), largest = largest_memory(rooms, task);
   const Room* best = nullptr;
   for (const Room& room : rooms) {
     const bool is_there =
         room.availability == Availability::kFree || room.availability == Availability::kBusy;
     const bool is_enough = room.memory_bytes >= std::min(bytes, largest);
-    if (is_there && is_enough && (best == nullptr || room.free_bytes > best->free_bytes))
+    if (is_there && is_enough && has_device_for(room, task) &&
+        (best == nullptr || room.free_bytes > best->free_bytes))
       best = &room;
   }
   return best;
@@ -184,7 +190,6 @@ class Placer {
 
   void place() {
     rooms_ = survey(state_, now_);
-    largest_ = largest_memory(rooms_);
     if (const Task* task = overtaken(state_, now_)) {
       overtaken_ = task;
       if (const Room* room = reserved_for(rooms_, *task)) reserved_ = room->session;
@@ -326,6 +331,7 @@ class Placer {
   // Best: one that has the stream already, then the one that is left with the least.
   Room* find_room(const Task& task, std::uint64_t bytes) {
     Room* best = nullptr;
+    const std::uint64_t largest = largest_memory(rooms_, task);
     const auto worth = [&](const Room& room) {
       const auto held = room.worker->streams.find(task.spec().stream());
       const bool is_asked = !task.spec().stream().empty();
@@ -335,7 +341,7 @@ class Placer {
     for (Room& room : rooms_) {
       if (room.availability != Availability::kFree || room.free_slots == 0) continue;
       if (room.session == reserved_ && overtaken_ != &task) continue;
-      if (!has_memory_for(room, bytes, largest_)) continue;
+      if (!has_device_for(room, task) || !has_memory_for(room, bytes, largest)) continue;
       if (best == nullptr || worth(room) > worth(*best)) best = &room;
     }
     return best;
@@ -475,7 +481,6 @@ class Placer {
   Decision& decision_;
   std::uint64_t next_run_;
   std::vector<Room> rooms_;
-  std::uint64_t largest_ = 0;
   std::size_t free_ = 0;             // slots
   const Task* overtaken_ = nullptr;  // for whom `reserved_` is kept free
   std::string reserved_;

@@ -29,8 +29,10 @@ struct Room {
 };
 std::vector<Room> survey(const SweepState& state, TimePoint now);
 
-// The most that any worker present could give to one run.
-std::uint64_t largest_memory(const std::vector<Room>& rooms);
+// True unless the task needs a GPU and there is none.
+bool has_device_for(const Room& room, const journal::Task& task);
+// The most that any worker present which suits the task could give to one run.
+std::uint64_t largest_memory(const std::vector<Room>& rooms, const journal::Task& task);
 // True if a run that needs `bytes` can begin there. What no worker can ever hold may try the
 // largest one by itself.
 bool has_memory_for(const Room& room, std::uint64_t bytes, std::uint64_t largest);

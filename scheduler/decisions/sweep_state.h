@@ -31,6 +31,7 @@ struct Worker {
   std::string name;  // for people
   std::string host;
   std::uint32_t slots = 0;
+  std::uint32_t gpus = 0;
   std::uint64_t memory_bytes = 0;  // of all slots together; 0: unknown
   std::uint32_t said_free = 0;     // slots, when it last said so
   TimePoint heard;

@@ -101,6 +101,7 @@ Json workers_of(const SweepState& state, TimePoint now) {
               {"host", worker.host},
               {"session", short_session(session)},
               {"slots", worker.slots},
+              {"gpus", worker.gpus},
               {"memory_bytes", worker.memory_bytes},
               {"silent_s", seconds_since(worker.heard, now)},
               {"state", worker.lost                                              ? "lost"

@@ -226,5 +226,49 @@ TEST(TrainLm, WritesAModelThatASweepThenReads) {
   EXPECT_EQ(run.exit_code, 0) << run.err;
 }
 
+// `device: cuda` as a user meets it: without a GPU it is said before anything begins; with one
+// (here the emulated module beside the executor) the sweep runs, and says on which device.
+TEST(Run, TrainsOnAGpuOrSaysWhatIsMissing) {
+  Scene scene;
+  scene.write("sweep.yaml", tiny_sweep("80k"));
+  const std::vector<std::string> on_gpu = {
+      "--set", "train.device=cuda", "--set",
+      "trials=[{arch: topk, d_sae: 64, k: [4, 8], threshold_start_step: 20%}]"};
+  const fs::path task = fs::path(SAESWEEP_PROGRAM).parent_path() / "saesweep-task";
+  const auto with_task = [&](const fs::path& program) {
+    std::vector<std::string> words = on_gpu;
+    words.insert(words.end(), {"--task", program.string()});
+    return words;
+  };
+  for (const char* folder : {"with", "without"}) {
+    fs::create_directory(scene.path() / folder);
+    fs::copy_file(task, scene.path() / folder / "saesweep-task");
+  }
+  fs::copy_file(EMULATED_GPU, scene.path() / "with" / "libsaesweep_cuda.so");
+
+  const Finished without =
+      scene.run("sweep.yaml", "without", with_task(scene.path() / "without" / "saesweep-task"));
+  EXPECT_EQ(without.exit_code, 2);
+  EXPECT_THAT(without.err, HasSubstr("train.device: cuda"));
+  EXPECT_THAT(without.err, HasSubstr("libsaesweep_cuda.so is not there"));
+
+  const Finished with =
+      scene.run("sweep.yaml", "with", with_task(scene.path() / "with" / "saesweep-task"));
+  ASSERT_EQ(with.exit_code, 0) << with.err;
+  EXPECT_THAT(scene.read(scene.out("with") / "sweep.yaml"), HasSubstr("device: cuda"));
+  std::size_t trials = 0;
+  for (const Json& row : scene.leaderboard("with")["rows"]) {
+    EXPECT_EQ(row["state"], "done") << row.dump();
+    trials += row["trial"].is_string() ? 1 : 0;
+  }
+  EXPECT_EQ(trials, 2u);
+
+  const Finished unknown = scene.run(
+      "sweep.yaml", "unknown",
+      {"--set", "train.device=cuda", "--set", "trials=[{arch: gated, d_sae: 64, l1: 0.1}]"});
+  EXPECT_EQ(unknown.exit_code, 2);
+  EXPECT_THAT(unknown.err, HasSubstr("is gated, which is not trained on a GPU"));
+}
+
 }  // namespace
 }  // namespace saesweep::test

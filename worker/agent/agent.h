@@ -32,6 +32,7 @@ struct AgentOptions {
   // Empty: nowhere.
   std::string chunks_endpoint = {};
   std::uint32_t slots = 1;
+  std::uint32_t gpus = 0;                           // that its executors can train on
   std::uint32_t threads = 1;                        // all slots together
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
   std::string log_level = "warn";                   // of executors

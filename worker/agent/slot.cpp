@@ -52,6 +52,7 @@ protocol::Hello hello_of(const AgentOptions& options) {
   if (::gethostname(host.data(), host.size() - 1) == 0) hello.set_host(host.data());
   hello.set_build(options.build);
   hello.set_slots(options.slots);
+  hello.set_gpus(options.gpus);
   hello.set_memory_bytes(options.memory_bytes);
   return hello;
 }

@@ -21,6 +21,7 @@ struct TrainBench {
   double l1 = 0.04;
   double l0_target = 32;
   double l0 = 0;                     // at the start, of architectures without k; 0: as drawn
+  std::string device = "cpu";        // cpu | cuda
   std::string precision = "fp32";    // fp32 | bf16
   std::string against = "separate";  // separate | autograd
   std::uint64_t steps = 3;           // of each SAE, a round

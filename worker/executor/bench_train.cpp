@@ -20,6 +20,8 @@
 #include "sweeps/known_keys.h"
 #include "sweeps/recipes.h"
 #include "worker/activations/row_stream.h"
+#include "worker/device/gpu.h"
+#include "worker/device/session.h"
 #include "worker/executor/bench.h"
 #include "worker/parallel/thread_pool.h"
 #include "worker/sae/sae.h"
@@ -86,7 +88,11 @@ Result<sweeps::TrainingSpec> make_spec(const TrainBench& bench, std::uint64_t st
       bench.steps == 0)
     return fail(ErrorCode::kInvalidArgument,
                 "-n, --d-in, --d-sae, --batch and --steps are at least 1");
+  if (bench.device != "cpu" && bench.device != "cuda")
+    return fail(ErrorCode::kInvalidArgument, "--device {}: cpu or cuda would be right",
+                bench.device);
   auto spec = sweeps::recipe_training("saebench-v1", *architecture, steps);
+  spec.device = bench.device;
   spec.d_sae = bench.d_sae;
   const auto applies = [&](sweeps::ParameterId id) {
     return sweeps::parameter(id).applies(*architecture);
@@ -163,14 +169,18 @@ class SparseStart {
 // Trainers that go on from round to round.
 class OurSaes {
  public:
+  // gpu: nullptr unless the spec wants one.
   static Result<std::unique_ptr<OurSaes>> make(const sweeps::TrainingSpec& spec, unsigned saes,
-                                               RowStream& stream, ThreadPool& pool) {
+                                               RowStream& stream, ThreadPool& pool,
+                                               device::Device* gpu) {
     auto made = std::make_unique<OurSaes>();
+    if (gpu != nullptr) made->session_ = std::make_unique<device::Session>(*gpu);
     made->cohort_ = std::make_unique<Cohort>(stream, pool);
     for (unsigned i = 0; i < saes; ++i) {
       auto own = spec;
       own.seed = i;
-      SAE_TRY(auto trainer, SaeTrainer::create(own, stream.d_in(), 1, pool));
+      SAE_TRY(auto trainer,
+              SaeTrainer::create(own, {{stream.d_in(), 1}}, pool, nullptr, made->session_.get()));
       made->cohort_->add(std::to_string(i), std::move(trainer));
     }
     return made;
@@ -190,6 +200,7 @@ class OurSaes {
 
  private:
   double l0_ = 0;
+  std::unique_ptr<device::Session> session_;  // outlives the trainers
   std::unique_ptr<Cohort> cohort_;
 };
 
@@ -272,6 +283,15 @@ Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, double l0, co
 
 }  // namespace
 
+namespace {
+
+Result<std::string> name_of(device::Device& device) {
+  SAE_TRY(const device::DeviceInfo info, device.info());
+  return std::string(info.name);
+}
+
+}  // namespace
+
 Result<Json> bench_train(const TrainBench& bench) {
   // Rounds and the one that warms up.
   const std::uint64_t steps = bench.steps * (1 + std::max(1U, bench.rounds));
@@ -294,7 +314,12 @@ Result<Json> bench_train(const TrainBench& bench) {
     SAE_TRY(start, SparseStart::make(spec, bench.l0, stream));
     spec.init_path = start->path();
   }
-  SAE_TRY(const auto together, OurSaes::make(spec, bench.saes, stream, pool));
+  device::Gpu gpu;
+  device::Device* device = nullptr;
+  if (spec.device == "cuda") {
+    SAE_TRY(device, gpu.open());
+  }
+  SAE_TRY(const auto together, OurSaes::make(spec, bench.saes, stream, pool, device));
   std::vector<std::unique_ptr<OurSaes>> separate;
   std::vector<AutogradSae> plain;
   for (unsigned i = 0; i < bench.saes; ++i) {
@@ -303,7 +328,7 @@ Result<Json> bench_train(const TrainBench& bench) {
     } else {
       auto own = spec;
       own.seed = i;
-      SAE_TRY(auto one, OurSaes::make(own, 1, stream, pool));
+      SAE_TRY(auto one, OurSaes::make(own, 1, stream, pool, device));
       separate.push_back(std::move(one));
     }
   }
@@ -333,25 +358,31 @@ Result<Json> bench_train(const TrainBench& bench) {
   const Rates rates = compare(bench.rounds, units, ours, baseline);
   if (!problem) return fail(problem.error());
   const char* name = autograd ? "LibTorch operators and autograd" : "separate runs";
-  return Json{{"sae_tokens_per_s", rates.ours},
-              {"sae_tokens_per_cpu_s", rates.ours_per_cpu_second},
-              {"roofline", roofline(spec, d_in, together->l0(), rates)},
-              {"l0", together->l0()},
-              {"baseline", {{"name", name}, {"sae_tokens_per_s", rates.baseline}}},
-              {"ratio", rates.ours / rates.baseline},
-              {"arch", bench.arch},
-              {"n", bench.saes},
-              {"d_in", bench.d_in},
-              {"d_sae", bench.d_sae},
-              {"k", spec.k ? Json(*spec.k) : Json(nullptr)},
-              {"l1", spec.l1 ? Json(*spec.l1) : Json(nullptr)},
-              {"l0_target", spec.l0_target ? Json(*spec.l0_target) : Json(nullptr)},
-              {"batch", bench.batch},
-              {"precision", bench.precision},
-              {"deterministic", true},
-              {"threads", pool.threads()},
-              {"steps", bench.steps},
-              {"rounds", bench.rounds}};
+  Json measured{{"sae_tokens_per_s", rates.ours},
+                {"sae_tokens_per_cpu_s", rates.ours_per_cpu_second},
+                {"l0", together->l0()},
+                {"baseline", {{"name", name}, {"sae_tokens_per_s", rates.baseline}}},
+                {"ratio", rates.ours / rates.baseline},
+                {"arch", bench.arch},
+                {"n", bench.saes},
+                {"d_in", bench.d_in},
+                {"d_sae", bench.d_sae},
+                {"k", spec.k ? Json(*spec.k) : Json(nullptr)},
+                {"l1", spec.l1 ? Json(*spec.l1) : Json(nullptr)},
+                {"l0_target", spec.l0_target ? Json(*spec.l0_target) : Json(nullptr)},
+                {"batch", bench.batch},
+                {"device", bench.device},
+                {"precision", bench.precision},
+                {"deterministic", true},
+                {"threads", pool.threads()},
+                {"steps", bench.steps},
+                {"rounds", bench.rounds}};
+  if (device == nullptr)
+    measured["roofline"] = roofline(spec, d_in, together->l0(), rates);
+  else {
+    SAE_TRY(measured["gpu"], name_of(*device));
+  }
+  return measured;
 }
 
 }  // namespace saesweep::worker

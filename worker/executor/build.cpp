@@ -5,36 +5,16 @@
 #include <torch/version.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
 #include <set>
 #include <sstream>
 #include <string>
 #include <thread>
 
+#include "worker/device/gpu.h"
+
 namespace saesweep::worker {
 namespace {
-
-namespace fs = std::filesystem;
-
-bool is_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
-Json probe_cuda() {
-  std::error_code ignored;
-  const fs::path here = fs::read_symlink("/proc/self/exe", ignored).parent_path();
-  const bool gpu = is_there("/dev/nvidia0") || is_there("/dev/dxg");
-  const bool driver = is_there("/proc/driver/nvidia/version") || is_there("/dev/dxg");
-  const bool module = is_there(here / "libsaesweep_cuda.so") ||
-                      is_there(here.parent_path() / "lib" / "libsaesweep_cuda.so");
-  Json missing = Json::array();
-  if (!gpu) missing.push_back("an NVIDIA GPU");
-  if (!driver) missing.push_back("its driver");
-  if (!module) missing.push_back("libsaesweep_cuda.so, which this version does not have");
-  return {{"gpu", gpu}, {"driver", driver}, {"module", module}, {"missing", std::move(missing)}};
-}
 
 // What the kernel says the first core can do.
 std::set<std::string> cpu_flags() {
@@ -69,7 +49,7 @@ Json probe() {
                                    {"avx512_bf16", "avx512_bf16"},
                                    {"amx_bf16", "amx_bf16"}})
     found[name] = flags.contains(flag);
-  found["cuda"] = probe_cuda();
+  found["cuda"] = device::probe_gpus();
   return found;
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -160,6 +161,7 @@ void Executor::State::work(const protocol::ExecutorStart& settings) {
   const c10::AutoGradMode no_gradients(false);
   const std::filesystem::path state_directory = settings.state_directory();
   WarmCache warm;
+  device::Gpu gpu(settings.slot());
   const ArtifactStore artifacts(state_directory);
   std::unique_ptr<ThreadPool> pool;
   while (auto run = runs.pop()) {
@@ -170,7 +172,7 @@ void Executor::State::work(const protocol::ExecutorStart& settings) {
     }
     log::info("run.begin run={} members={} threads={}", run->run_id(), run->members_size(),
               threads);
-    const RunTools tools{link, warm, artifacts, *pool, clock, state_directory};
+    const RunTools tools{link, warm, artifacts, *pool, gpu, clock, state_directory};
     RunReport report(*run, link, requests, clock);
     try {
       perform(report, tools);
@@ -184,6 +186,9 @@ void Executor::State::work(const protocol::ExecutorStart& settings) {
     if (report.ran_out_of_memory()) warm.clear();
     report.finished();
     log::info("run.end run={}", run->run_id());
+    if (!gpu.is_broken()) continue;
+    log::error("executor.gpu_broken");  // the next executor has a new context
+    std::_Exit(1);
   }
 }
 

@@ -101,6 +101,7 @@ void add_train(CLI::App& bench, Flags& flags) {
   verb->add_option("--l0-target", own.l0_target, "Of jumprelu")->capture_default_str();
   verb->add_option("--l0", own.l0, "Start where about as many latents are active a row, without k");
   verb->add_option("--batch", own.batch, "Tokens a step")->capture_default_str();
+  verb->add_option("--device", own.device, "cpu or cuda")->capture_default_str();
   verb->add_option("--precision", own.precision, "fp32 or bf16")->capture_default_str();
   verb->add_option("--against", own.against, "separate or autograd")->capture_default_str();
   verb->add_option("--steps", own.steps, "Of each SAE, a round")->capture_default_str();

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "core/clock.h"
+#include "worker/device/gpu.h"
 #include "worker/executor/agent_link.h"
 #include "worker/executor/artifact_store.h"
 #include "worker/executor/run_report.h"
@@ -17,6 +18,7 @@ struct RunTools {
   WarmCache& warm;
   const ArtifactStore& artifacts;
   ThreadPool& pool;
+  device::Gpu& gpu;
   const Clock& clock;
   std::filesystem::path state;  // absolute
 };

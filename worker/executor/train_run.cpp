@@ -16,6 +16,7 @@
 #include "core/log.h"
 #include "sweeps/estimates.h"
 #include "worker/activations/document_stream.h"
+#include "worker/device/session.h"
 #include "worker/evaluation/evaluate.h"
 #include "worker/executor/checkpoint_folder.h"
 #include "worker/executor/held_out_rows.h"
@@ -194,8 +195,10 @@ class TrainRun {
 
   Result<std::unique_ptr<SaeTrainer>> make_trainer(Student& student) {
     const auto create = [&] {
-      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, documents_);
+      return SaeTrainer::create(student.spec.training, stream_->parts(), tools_.pool, documents_,
+                                gpu_.get());
     };
+    SAE_TRY_VOID(open_gpu(student.spec.training));
     if (documents_ != nullptr) SAE_TRY_VOID(documents_->check_batch(student.spec.training.batch));
     const auto candidates = student.checkpoints.to_restore();
     for (const auto& directory : candidates) {
@@ -216,6 +219,13 @@ class TrainRun {
     if (student.wire->has_resume())
       log::warn("train.from_the_beginning task={}", student.wire->task());
     return create();
+  }
+
+  Result<void> open_gpu(const sweeps::TrainingSpec& training) {
+    if (training.device != "cuda" || gpu_ != nullptr) return {};
+    SAE_TRY(device::Device* const device, tools_.gpu.open());
+    gpu_ = std::make_unique<device::Session>(*device);
+    return {};
   }
 
   void note(Cohort::Outcome& outcome) {
@@ -274,6 +284,10 @@ class TrainRun {
           report_.give_up(*student.wire, rows.error());
           continue;
         }
+        if (const auto settled = trainer->settle(); !settled) {
+          report_.give_up(*student.wire, settled.error());
+          continue;
+        }
         trainer->calibrate_threshold(*rows);
       }
       deliver(student, *trainer);
@@ -312,6 +326,7 @@ class TrainRun {
   }
 
   Result<protocol::TaskResult> report_of(const Student& student, SaeTrainer& trainer) {
+    SAE_TRY_VOID(trainer.settle());
     if (trainer.needs_threshold()) {
       SAE_TRY(const at::Tensor rows, calibration_rows());
       trainer.calibrate_threshold(rows);
@@ -344,9 +359,10 @@ class TrainRun {
     return result;
   }
 
-  void deliver(const Student& student, const SaeTrainer& trainer) {
+  void deliver(const Student& student, SaeTrainer& trainer) {
     std::string tensors;
     const auto written = guarded([&]() -> Result<void> {
+      SAE_TRY_VOID(trainer.settle());
       tensors = serialize_sae(trainer.sae());
       return {};
     });
@@ -481,6 +497,7 @@ class TrainRun {
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
   std::atomic<bool> is_over_ = false;  // nobody waits for chunks any more
+  std::unique_ptr<device::Session> gpu_;  // of the trials that train on one
   std::unique_ptr<RowStream> stream_;
   CachedStream* rows_ = nullptr;         // what stream_ is for all others,
   const ChunkPlan* plan_ = nullptr;      // and its plan

@@ -28,12 +28,9 @@ Result<void> check_parts(const sweeps::TrainingSpec& spec, const std::vector<Row
   return {};
 }
 
-}  // namespace
-
-Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpec& spec,
-                                                       const std::vector<RowPart>& parts,
-                                                       ThreadPool& pool, SplicedModel* model) {
-  SAE_TRY_VOID(check_parts(spec, parts));
+Result<std::unique_ptr<SaeTrainer>> create_here(const sweeps::TrainingSpec& spec,
+                                                const std::vector<RowPart>& parts, ThreadPool& pool,
+                                                SplicedModel* model) {
   if (sweeps::is_end_to_end(spec.architecture) && model == nullptr)
     return fail(ErrorCode::kInvalidArgument, "{} needs a model", to_string(spec.architecture));
   const std::int64_t d_in = parts.front().width;
@@ -70,6 +67,23 @@ Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpe
   }
   return fail(ErrorCode::kResourceExhausted, "out of memory for an SAE of d_sae {} on d_in {}",
               spec.d_sae, d_in);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SaeTrainer>> SaeTrainer::create(const sweeps::TrainingSpec& spec,
+                                                       const std::vector<RowPart>& parts,
+                                                       ThreadPool& pool, SplicedModel* model,
+                                                       StepEngines* gpu) {
+  SAE_TRY_VOID(check_parts(spec, parts));
+  if (spec.device != "cuda") return create_here(spec, parts, pool, model);
+  if (gpu == nullptr)
+    return fail(ErrorCode::kInvalidArgument, "device cuda, and no GPU is given to this trainer");
+  SAE_TRY(auto trainer, create_here(spec, parts, pool, model));
+  SAE_TRY(auto engine, gpu->make(spec, parts));
+  // All trainers are made of it.
+  static_cast<TrainerBase&>(*trainer).use(std::move(engine));
+  return trainer;
 }
 
 std::uint64_t training_memory_bytes(const sweeps::TrainingSpec& spec, std::int64_t d_in) {

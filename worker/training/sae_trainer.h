@@ -48,6 +48,7 @@ struct HeldOutReport {
 };
 
 class SplicedModel;
+class StepEngines;
 
 class SaeTrainer {
  public:
@@ -56,11 +57,12 @@ class SaeTrainer {
   // or more of one width. Their factors are stored and folded into sae(). `model`: of end_to_end,
   // of the stream whose rows it will be given; outlives the trainer. Errors: kInvalidArgument (k >
   // d_sae, an init of the wrong shape, parts that are not the architecture's, end_to_end without a
-  // model); kResourceExhausted (memory).
+  // model, a GPU that is wanted and not given); kResourceExhausted (memory). `gpu`: where the steps
+  // of a spec of device cuda are done; outlives the trainer.
   static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
                                                     const std::vector<RowPart>& parts,
-                                                    ThreadPool& pool,
-                                                    SplicedModel* model = nullptr);
+                                                    ThreadPool& pool, SplicedModel* model = nullptr,
+                                                    StepEngines* gpu = nullptr);
   static Result<std::unique_ptr<SaeTrainer>> create(const sweeps::TrainingSpec& spec,
                                                     std::int64_t d_in, double norm_factor,
                                                     ThreadPool& pool) {
@@ -76,7 +78,7 @@ class SaeTrainer {
 
   // x: [spec().batch, values of a row] fp32, lent. The first batch also sets what an initialisation
   // takes from data. Errors: kDiverged after 10 steps in a row that were not finite (the message
-  // names the step); kResourceExhausted (memory).
+  // names the step); kResourceExhausted (memory); kUnavailable (the GPU failed).
   virtual Result<StepReport> train_step(const at::Tensor& x) = 0;
 
   // True after the steps at which spec().eval_every wants a look at held-out rows: the first point
@@ -84,8 +86,8 @@ class SaeTrainer {
   virtual bool held_out_is_due() const = 0;
   // Runs rows [n, values of a row] of the stream through the SAE as training does, in batches of at
   // most spec().batch, and puts what it finds into the learning curve. Training goes on with the
-  // same bytes as without. Costs what as many rows of training cost.
-  virtual HeldOutReport score_held_out(const at::Tensor& rows) = 0;
+  // same bytes as without. Costs what as many rows of training cost. Errors: as train_step.
+  virtual Result<HeldOutReport> score_held_out(const at::Tensor& rows) = 0;
 
   // A full-state checkpoint in `directory` (which it creates, whole or absent):
   // weights.safetensors, optim.safetensors, manifest.json with the SHA-256 of both. Errors:
@@ -94,6 +96,9 @@ class SaeTrainer {
   // Errors: kNotFound; kCorrupted; kInvalidArgument if it is of another spec.
   virtual Result<void> restore(const std::filesystem::path& directory) = 0;
 
+  // Has what training changed back from a GPU: before sae() and calibrate_threshold(). Errors: as
+  // train_step.
+  virtual Result<void> settle() = 0;
   // The dictionary as others use it: norm factor folded in, decoder norms folded in where that
   // keeps the function (training.md A.2.4, A.2.5 as public sources have it).
   virtual Sae sae() const = 0;

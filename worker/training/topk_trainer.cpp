@@ -35,6 +35,14 @@ double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
   return rows == 0 ? 0 : sum / static_cast<double>(rows);
 }
 
+void TopKTrainer::move_threshold(double smallest) {
+  next_threshold_ = threshold_;
+  if (step_ <= spec_.threshold_start_step) return;
+  next_threshold_ = threshold_ < 0
+                        ? smallest
+                        : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
+}
+
 TopKTrainer::Decoded TopKTrainer::decode(const SparseCodes& codes, const float* x,
                                          const float* read, float* error) {
   const std::int64_t d = d_in(), rows = batch();
@@ -74,13 +82,7 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   std::vector<char> fired(static_cast<std::size_t>(d_sae()), 0);
   for (const Code& code : codes.entries) fired[static_cast<std::size_t>(code.latent)] = 1;
   next_silence_ = advance_silence(fired);
-  next_threshold_ = threshold_;
-  if (step_ > spec_.threshold_start_step) {
-    const double smallest = smallest_selected(codes);
-    next_threshold_ =
-        threshold_ < 0 ? smallest
-                       : spec_.threshold_beta * threshold_ + (1 - spec_.threshold_beta) * smallest;
-  }
+  move_threshold(smallest_selected(codes));
   result.l0 = static_cast<double>(codes.entries.size()) * inverse_rows;
   result.reconstruction = decoded.sums.squared_error * inverse_rows;
   result.in_place = decoded.in_place;

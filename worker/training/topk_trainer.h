@@ -35,6 +35,9 @@ class TopKTrainer : public SparseTrainer {
  private:
   PassSums pass(const at::Tensor& x) override;
   void keep_bookkeeping() override { threshold_ = next_threshold_; }
+  void note(const StepFindings& found) override { move_threshold(found.smallest_kept); }
+  // The moving average of the smallest activation that is kept.
+  void move_threshold(double smallest);
   void before_first_step(const at::Tensor& x) override {
     parameters_.b_dec.copy_(geometric_median(x));
   }

@@ -331,17 +331,19 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
   SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
   // The calling thread takes pieces too: LibTorch's own threading is a setting of each thread.
   if (at::get_num_threads() != 1) at::set_num_threads(1);
-  if (step_ == 0 && spec_.init_path.empty()) before_first_step(x);
+  if (step_ == 0 && spec_.init_path.empty()) {
+    before_first_step(x);
+    engine_is_behind_ = true;
+  }
 
-  const PassSums sums = pass(x);
-  std::vector<float> along;
-  const double norm = gradient_norm(along);
-  const bool applied = sums.finite && std::isfinite(sums.loss()) && std::isfinite(norm);
+  Stepped stepped;
+  if (engine_ == nullptr) {
+    stepped = step_here(x);
+  } else {
+    SAE_TRY(stepped, step_elsewhere(x));
+  }
+  const auto& [sums, norm, applied] = stepped;
   if (applied) {
-    double clip = 1;
-    if (spec_.grad_clip) clip = std::min(1.0, *spec_.grad_clip / (norm + 1e-6));
-    update(learning_rate(), clip, along);
-    if (!next_silence_.empty()) silence_.swap(next_silence_);
     keep_bookkeeping();
     skipped_in_row_ = 0;
   } else {
@@ -368,7 +370,86 @@ Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
   return report;
 }
 
+TrainerBase::Stepped TrainerBase::step_here(const at::Tensor& x) {
+  Stepped stepped;
+  stepped.sums = pass(x);
+  std::vector<float> along;
+  stepped.norm = gradient_norm(along);
+  stepped.applied =
+      stepped.sums.finite && std::isfinite(stepped.sums.loss()) && std::isfinite(stepped.norm);
+  if (!stepped.applied) return stepped;
+  double clip = 1;
+  if (spec_.grad_clip) clip = std::min(1.0, *spec_.grad_clip / (stepped.norm + 1e-6));
+  update(learning_rate(), clip, along);
+  if (!next_silence_.empty()) silence_.swap(next_silence_);
+  return stepped;
+}
+
+StepOrder TrainerBase::order() const {
+  return {.step = step_,
+          .rate = learning_rate(),
+          .adam_step = adam_steps_ + 1,
+          .sparsity_scale = sparsity_scale(),
+          .dead_after = static_cast<std::int64_t>(dead_after())};
+}
+
+Result<void> TrainerBase::hand_over() {
+  if (!engine_is_behind_) return {};
+  SAE_TRY_VOID(engine_->write(state_here()));
+  engine_is_behind_ = false;
+  engine_is_ahead_ = false;
+  return {};
+}
+
+Result<void> TrainerBase::fetch() const {
+  if (!engine_is_ahead_) return {};
+  SAE_TRY_VOID(engine_->read(state_here()));
+  engine_is_ahead_ = false;
+  return {};
+}
+
+namespace {
+
+PassSums sums_of(const StepFindings& found) {
+  PassSums sums;
+  sums.reconstruction = found.reconstruction;
+  sums.in_place = found.optimised;
+  sums.sparsity = found.sparsity;
+  sums.auxiliary = found.auxiliary;
+  sums.fve = found.fve;
+  sums.l0 = found.l0;
+  sums.finite = found.finite;
+  return sums;
+}
+
+}  // namespace
+
+Result<TrainerBase::Stepped> TrainerBase::step_elsewhere(const at::Tensor& x) {
+  SAE_TRY_VOID(hand_over());
+  engine_is_ahead_ = true;
+  SAE_TRY(const StepFindings found, engine_->step(x, order()));
+  dead_fraction_there_ = found.dead_fraction;
+  if (found.applied) {
+    ++adam_steps_;
+    note(found);
+  }
+  return Stepped{sums_of(found), found.norm, found.applied};
+}
+
+Result<PassSums> TrainerBase::look(const at::Tensor& rows, std::vector<char>& fired) {
+  if (engine_ != nullptr) {
+    SAE_TRY_VOID(hand_over());
+    SAE_TRY(const StepFindings found, engine_->look(rows, order(), fired));
+    return sums_of(found);
+  }
+  PassSums sums = pass(rows);
+  fired.resize(next_silence_.size());
+  for (std::size_t i = 0; i < fired.size(); ++i) fired[i] = next_silence_[i] == 0 ? 1 : 0;
+  return sums;
+}
+
 double TrainerBase::dead_fraction() const {
+  if (engine_ != nullptr) return dead_fraction_there_;
   const auto limit = static_cast<std::int64_t>(dead_after());
   const auto dead = std::count_if(silence_.begin(), silence_.end(),
                                   [limit](std::int64_t tokens) { return tokens >= limit; });
@@ -388,7 +469,7 @@ bool TrainerBase::held_out_is_due() const {
   return step_ * spec_.batch / spec_.eval_every > (step_ - every) * spec_.batch / spec_.eval_every;
 }
 
-HeldOutReport TrainerBase::score_held_out(const at::Tensor& rows) {
+Result<HeldOutReport> TrainerBase::score_held_out(const at::Tensor& rows) {
   SAE_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == width_of(parts_) &&
                 rows.is_contiguous(),
             "held-out rows of the wrong shape: {} values for {}", rows.size(1), width_of(parts_));
@@ -404,19 +485,19 @@ HeldOutReport TrainerBase::score_held_out(const at::Tensor& rows) {
 
   const std::int64_t count = rows.size(0);
   const std::int64_t pieces = (count + pass_size.before - 1) / pass_size.before;
-  std::vector<char> fired(spec_.d_sae, 0);
+  std::vector<char> fired(spec_.d_sae, 0), fired_here;
   double loss = 0, squared_error = 0, active = 0;
   for (std::int64_t piece = 0; piece < pieces; ++piece) {
     // About equally many in each: a piece of a few rows says little of a loss over a batch.
     const std::int64_t first = piece * count / pieces, end = (piece + 1) * count / pieces;
     rows_in_pass_ = end - first;
     const auto weight = static_cast<double>(rows_in_pass_);
-    const PassSums sums = pass(rows.narrow(0, first, rows_in_pass_));
+    SAE_TRY(const PassSums sums, look(rows.narrow(0, first, rows_in_pass_), fired_here));
     const double whole = sums.finite ? 1 : std::numeric_limits<double>::quiet_NaN();
     loss += whole * weight * sums.loss();
     squared_error += whole * weight * sums.reconstruction;
     active += whole * weight * sums.l0;
-    for (std::size_t i = 0; i < fired.size(); ++i) fired[i] |= next_silence_[i] == 0 ? 1 : 0;
+    for (std::size_t i = 0; i < fired.size(); ++i) fired[i] |= fired_here[i];
   }
   rows_in_pass_ = count;
   // What is predicted lies at the end of a row, and is all of it but for transcoders.

@@ -18,6 +18,7 @@
 #include "worker/training/sae_trainer.h"
 #include "worker/training/selection.h"
 #include "worker/training/sparse_passes.h"
+#include "worker/training/step_engine.h"
 
 namespace saesweep::worker {
 
@@ -56,11 +57,12 @@ class TrainerBase : public SaeTrainer {
   std::uint64_t step() const override { return step_; }
   Result<StepReport> train_step(const at::Tensor& x) override;
   bool held_out_is_due() const override;
-  HeldOutReport score_held_out(const at::Tensor& rows) override;
+  Result<HeldOutReport> score_held_out(const at::Tensor& rows) override;
   Result<void> save(const std::filesystem::path& directory) const override;
   Result<void> restore(const std::filesystem::path& directory) override;
   bool calibrate_threshold(const at::Tensor&) override { return false; }
   bool needs_threshold() const override { return false; }
+  Result<void> settle() final { return fetch(); }
   Sae sae() const override;
   Json config() const override;
   std::string curve_csv() const override;
@@ -68,6 +70,8 @@ class TrainerBase : public SaeTrainer {
 
   // Draws the initial parameters, or reads them from spec.init_path.
   Result<void> initialise();
+  // From now on steps are done there.
+  void use(std::unique_ptr<StepEngine> engine) { engine_ = std::move(engine); }
   // For tests: parameters and the gradients of the last pass.
   SaeTensors& parameters() { return parameters_; }
   const SaeTensors& gradients() const { return gradients_; }
@@ -84,6 +88,8 @@ class TrainerBase : public SaeTrainer {
   // Fills gradients_ and next_silence_ from batch() rows; must not change state that a skipped step
   // should keep: held-out rows go this way, too.
   virtual PassSums pass(const at::Tensor& x) = 0;
+  // What a step found elsewhere than in pass(); before keep_bookkeeping().
+  virtual void note(const StepFindings&) {}
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
   virtual void before_first_step(const at::Tensor&) {}
@@ -152,10 +158,26 @@ class TrainerBase : public SaeTrainer {
   double norm_factor_;          // of the first part
   ThreadPool* pool_;            // outlives this
   SaeTensors parameters_, gradients_;
-  std::vector<std::int64_t> silence_, next_silence_;  // tokens since each latent last fired
+  // Tokens since each latent last fired.
+  mutable std::vector<std::int64_t> silence_;  // also fetch() writes it
+  std::vector<std::int64_t> next_silence_;
   std::uint64_t step_ = 0;
 
  private:
+  struct Stepped {
+    PassSums sums;
+    double norm = 0;  // of the gradient
+    bool applied = false;
+  };
+  Stepped step_here(const at::Tensor& x);
+  Result<Stepped> step_elsewhere(const at::Tensor& x);
+  // The pass over held-out rows; says which latents fired.
+  Result<PassSums> look(const at::Tensor& rows, std::vector<char>& fired);
+  TrainerState state_here() const { return {parameters_, first_, second_, silence_}; }
+  StepOrder order() const;
+  Result<void> hand_over();    // to the engine, what it does not have yet
+  Result<void> fetch() const;  // from it
+
   double learning_rate() const;
   // The norm of the gradient, that of W_dec as it is used: `along`[i] times row i of W_dec is to be
   // taken from row i of its gradient, so that rows of unit norm only turn.
@@ -171,6 +193,10 @@ class TrainerBase : public SaeTrainer {
   std::optional<L0Controller> controller_;  // of a penalty l1 with an l0_target
   SaeTensors first_, second_;               // Adam's moments
   std::uint64_t adam_steps_ = 0, skipped_ = 0, skipped_in_row_ = 0;
+  std::unique_ptr<StepEngine> engine_;  // null: steps are done here
+  bool engine_is_behind_ = true;        // what is here was not handed over yet
+  mutable bool engine_is_ahead_ = false;
+  double dead_fraction_there_ = 0;
   std::vector<std::array<double, 8>> curve_;
   std::array<double, 5> sums_{};  // of loss, mse, fve, l0, grad_norm since the last point
   std::uint64_t summed_ = 0;

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/check.h"
 #include "core/digest.h"
 #include "core/files.h"
 #include "storage/formats/safetensors.h"
@@ -101,6 +102,7 @@ Result<void> TrainerBase::save(const fs::path& directory) const {
   std::error_code ignored;
   fs::remove_all(fresh, ignored);
   SAE_TRY_VOID(make_directories(fresh));
+  SAE_TRY_VOID(fetch());
 
   const std::string weights = serialize_tensors(named(parameters_, ""));
   auto moments = named(first_, "m/");
@@ -196,6 +198,8 @@ Result<void> TrainerBase::restore(const fs::path& directory) {
   held_out_ = std::move(held_out);
   for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = number(sums[i]);
   summed_ = manifest["summed"].get<std::uint64_t>();
+  engine_is_behind_ = true;
+  engine_is_ahead_ = false;
   return {};
 }
 
@@ -206,6 +210,7 @@ at::Tensor TrainerBase::folded(const at::Tensor& of_latents) const {
 }
 
 Sae TrainerBase::sae() const {
+  SAE_CHECK(!engine_is_ahead_, "step {}: the trainer is not settled", step_);
   Sae sae;
   sae.name = sweeps::to_string(spec_.architecture);
   sae.w_enc = parameters_.w_enc.clone();

@@ -25,6 +25,39 @@ TEST_F(Placing, OneGroupIsCutOverTheFreeSlots) {
   EXPECT_EQ(runs[1].second.members_size(), 2);
 }
 
+TEST_F(Placing, WhatNeedsAGpuGoesWhereOneIs) {
+  Submission submission = sweep_of(ids(2));
+  for (auto& task : submission.tasks) task.set_needs_gpu(task.kind() == protocol::TASK_KIND_TRAIN);
+  world.hear("", submission);
+  world.join("plain", 4, 10'000);
+  EXPECT_THAT(world.tick(), IsEmpty());
+  EXPECT_THAT(world.codes("train:t00"), testing::Contains("needs_gpu"));
+  world.join("fast", 1, 1000, 2);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(1));
+  EXPECT_EQ(runs[0].first, "fast");
+  EXPECT_THAT(world.codes("train:t00"), testing::Not(testing::Contains("needs_gpu")));
+  // Scoring needs none.
+  world.accept("fast", runs[0].second);
+  world.done("fast", runs[0].second, 0);
+  const auto scored = world.tick();
+  ASSERT_THAT(scored, SizeIs(1));
+  EXPECT_EQ(scored[0].first, "plain");
+}
+
+// What no worker with a GPU can hold tries the largest of those, whatever others have.
+TEST_F(Placing, MemoryOfWorkersWithoutAGpuDoesNotCount) {
+  Submission submission = sweep_of({"a"});
+  submission.tasks[0].set_needs_gpu(true);
+  submission.tasks[0].set_memory_bytes(5000);
+  world.hear("", submission);
+  world.join("plain", 1, 10'000);
+  world.join("fast", 1, 1000, 1);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(1));
+  EXPECT_EQ(runs[0].first, "fast");
+}
+
 TEST_F(Placing, SeveralGroupsTakeASlotEach) {
   world.hear("", sweep_of(ids(4, "x"), "one", "g1"));
   world.hear("", sweep_of(ids(4, "y"), "two", "g2"));

@@ -16,8 +16,7 @@ using namespace std::chrono_literals;
 
 constexpr agent::ConnectionId kConnection = 1;
 
-pid_t spawn_executor(int socket) {
-  const std::string program = SAESWEEP_BINARY_DIR "/bin/saesweep-task";
+pid_t spawn_executor(const std::filesystem::path& program, int socket) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, socket, 3);
@@ -32,8 +31,8 @@ pid_t spawn_executor(int socket) {
 
 }  // namespace
 
-FakeAgent::FakeAgent(std::filesystem::path state,
-                     const std::optional<std::filesystem::path>& cache) {
+FakeAgent::FakeAgent(std::filesystem::path state, const std::optional<std::filesystem::path>& cache,
+                     const std::filesystem::path& program) {
   if (cache) {
     cache_ = storage::ActivationCache::open(*cache, storage::ActivationCache::kUnlimited,
                                             {.min_free_bytes = 0})
@@ -41,7 +40,7 @@ FakeAgent::FakeAgent(std::filesystem::path state,
   }
   chunks_ = std::make_unique<agent::ChunkService>(cache_ ? &*cache_ : nullptr);
   const auto [ours, theirs] = protocol::ExecutorChannel::make_pair().value();
-  pid_ = spawn_executor(theirs);
+  pid_ = spawn_executor(program, theirs);
   ::close(theirs);
   channel_.emplace(ours);
   protocol::Envelope start;

@@ -23,7 +23,9 @@ class FakeAgent {
  public:
   // With `cache`: an activation cache there.
   explicit FakeAgent(std::filesystem::path state,
-                     const std::optional<std::filesystem::path>& cache = std::nullopt);
+                     const std::optional<std::filesystem::path>& cache = std::nullopt,
+                     const std::filesystem::path& program = SAESWEEP_BINARY_DIR
+                     "/bin/saesweep-task");
   ~FakeAgent();  // kills the executor
 
   void send(const protocol::Envelope& envelope);

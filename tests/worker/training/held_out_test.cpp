@@ -34,7 +34,7 @@ void train_and_look(SaeTrainer& trainer, std::uint64_t until) {
   const at::Tensor training = rows(), apart = held_out();
   while (trainer.step() < until) {
     train(trainer, training, trainer.step() + 1);
-    if (trainer.held_out_is_due()) (void)trainer.score_held_out(apart);
+    if (trainer.held_out_is_due()) (void)trainer.score_held_out(apart).value();
   }
 }
 
@@ -116,7 +116,7 @@ TEST(HeldOut, ALookFindsWhatAStepWouldFind) {
     for (const std::uint64_t step : {1, 9, 20}) {
       train(*trainer, rows(), step);
       const at::Tensor next = step_rows(rows(), step, kBatch);
-      const HeldOutReport look = trainer->score_held_out(next);
+      const HeldOutReport look = trainer->score_held_out(next).value();
       EXPECT_EQ(look.step, step);
       EXPECT_EQ(look.tokens, step * kBatch);
       const StepReport report = trainer->train_step(next).value();
@@ -137,7 +137,7 @@ TEST(HeldOut, ALookFindsWhatTheDictionaryMakesOfTheRows) {
     SCOPED_TRACE(to_string(architecture));
     const auto trainer = make_trainer(looked_at(architecture, 0), kIn, pool);
     train(*trainer, rows(), kSteps);
-    const HeldOutReport look = trainer->score_held_out(x);
+    const HeldOutReport look = trainer->score_held_out(x).value();
     const Sae sae = trainer->sae();
     const at::Tensor f = sae.encode(x.narrow(1, 0, sae.d_in()).contiguous());
     const at::Tensor y = x.narrow(1, kIn - sae.d_out(), sae.d_out());
@@ -165,7 +165,7 @@ TEST(HeldOut, ComesAtTheFirstPointOfTheCurveInEachIntervalAndAtTheEnd) {
     while (!trainer->finished()) {
       train(*trainer, some, trainer->step() + 1);
       if (!trainer->held_out_is_due()) continue;
-      looks.push_back(trainer->score_held_out(some).step);
+      looks.push_back(trainer->score_held_out(some).value().step);
       EXPECT_FALSE(trainer->held_out_is_due()) << "once is enough";
     }
     return looks;
@@ -189,7 +189,7 @@ TEST(HeldOut, TheCurveHasEmptyCellsWhereNobodyLooked) {
   std::vector<HeldOutReport> looks;
   while (!trainer->finished()) {
     train(*trainer, some, trainer->step() + 1);
-    if (trainer->held_out_is_due()) looks.push_back(trainer->score_held_out(some));
+    if (trainer->held_out_is_due()) looks.push_back(trainer->score_held_out(some).value());
   }
   std::vector<std::string> lines;
   std::istringstream csv(trainer->curve_csv());
@@ -218,7 +218,7 @@ TEST(HeldOut, RowsThatAreNotFiniteLeaveEmptyCellsAndTrainingAlone) {
     const auto quiet = make_trainer(looked_at(architecture, 0), kIn, pool);
     for (const std::uint64_t step : {1, 2, 3, 4, 5}) {
       train(*disturbed, rows(), step);
-      EXPECT_FALSE(std::isfinite(disturbed->score_held_out(wrong).loss));
+      EXPECT_FALSE(std::isfinite(disturbed->score_held_out(wrong).value().loss));
     }
     train(*quiet, rows(), 5);
     EXPECT_TRUE(serialize_sae(disturbed->sae()) == serialize_sae(quiet->sae()));

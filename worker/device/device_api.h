@@ -1,0 +1,145 @@
+// What a GPU module offers the executor: memory, copies, matrix products and the kernels of
+// worker/device/kernels, all in the order in which they are asked for. `libsaesweep_cuda.so` is
+// one; tests have another, which runs the same kernels without a GPU.
+//
+// Plain C, so that a module needs neither LibTorch nor this program's version of anything.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "worker/device/kernels/dense.h"
+#include "worker/device/kernels/jump.h"
+#include "worker/device/kernels/optimiser.h"
+#include "worker/device/kernels/selection.h"
+#include "worker/device/kernels/sparse.h"
+#include "worker/device/kernels/sums.h"
+
+namespace saesweep::worker::device {
+
+// Rises whenever the table below, a kernel's parameters or its meaning change.
+inline constexpr std::uint32_t kApiVersion = 1;
+inline constexpr const char* kEntryPoint = "saesweep_device_api";
+
+#define SAE_DEVICE_KERNELS(X) \
+  X(CentreRow)                \
+  X(RoundValues)              \
+  X(SelectRow)                \
+  X(BeginCut)                 \
+  X(CountBins)                \
+  X(NarrowCut)                \
+  X(CountKept)                \
+  X(PlaceRows)                \
+  X(WriteKept)                \
+  X(DecodeRow)                \
+  X(DecodePrefixes)           \
+  X(ClearBits)                \
+  X(SetBits)                  \
+  X(CountTouches)             \
+  X(PlaceLatents)             \
+  X(WriteTouches)             \
+  X(GatherGradients)          \
+  X(ReluRow)                  \
+  X(ErrorRow)                 \
+  X(PullRow)                  \
+  X(WeighLatent)              \
+  X(PullNorm)                 \
+  X(SumDense)                 \
+  X(JumpRow)                  \
+  X(JumpColumns)              \
+  X(PenaliseJumps)            \
+  X(PullJumpNorm)             \
+  X(SumColumns)               \
+  X(FoldColumns)              \
+  X(SquareRow)                \
+  X(Variance)                 \
+  X(AdvanceSilence)           \
+  X(ScaleRevival)             \
+  X(SumPass)                  \
+  X(GradeBias)                \
+  X(GradeLatent)              \
+  X(JudgeStep)                \
+  X(MoveLatent)               \
+  X(MoveVector)               \
+  X(KeepSilence)
+
+enum class KernelId : std::uint32_t {
+#define SAE_DEVICE_ID(Kernel) k##Kernel,
+  SAE_DEVICE_KERNELS(SAE_DEVICE_ID)
+#undef SAE_DEVICE_ID
+};
+
+template <class Kernel>
+struct IdOf;
+#define SAE_DEVICE_ID(Kernel)                            \
+  template <>                                            \
+  struct IdOf<Kernel> {                                  \
+    static constexpr KernelId kId = KernelId::k##Kernel; \
+  };
+SAE_DEVICE_KERNELS(SAE_DEVICE_ID)
+#undef SAE_DEVICE_ID
+
+// out [rows, columns] = left [rows, depth] right [depth, columns], summed in fp32.
+struct Product {
+  const void *left, *right;  // fp32, or bf16 with `rounded`
+  float* out;
+  std::int64_t rows, columns, depth;
+  bool left_transposed;   // lies as [depth, rows]
+  bool right_transposed;  // lies as [columns, depth]
+  bool rounded;
+};
+
+// The same as BLAS wants it, which counts columns first: out^T = right^T left^T.
+struct ColumnMajor {
+  bool transposes_a, transposes_b;
+  int m, n, k, lda, ldb, ldc;
+  const void *a, *b;
+  float* c;
+};
+inline ColumnMajor column_major(const Product& product) {
+  ColumnMajor call{};
+  call.transposes_a = product.right_transposed;
+  call.transposes_b = product.left_transposed;
+  call.m = static_cast<int>(product.columns);
+  call.n = static_cast<int>(product.rows);
+  call.k = static_cast<int>(product.depth);
+  call.lda = call.transposes_a ? call.k : call.m;
+  call.ldb = call.transposes_b ? call.n : call.k;
+  call.ldc = call.m;
+  call.a = product.right;
+  call.b = product.left;
+  call.c = product.out;
+  return call;
+}
+
+struct DeviceInfo {
+  char name[128];
+  std::uint64_t memory_bytes, free_bytes;
+  std::int32_t major, minor;  // compute capability
+};
+
+// 0 is success. What fails leaves words in the buffer that open() was given, or problem().
+struct DeviceApi {
+  std::uint32_t version;
+  // How many devices there are; negative: `problem` says why none can be used.
+  int (*count)(char* problem, std::size_t bytes);
+  // A device, or nullptr. From one thread, which makes all further calls.
+  void* (*open)(int index, char* problem, std::size_t bytes);
+  void (*close)(void* device);
+  int (*describe)(void* device, DeviceInfo* info);
+  const char* (*problem)(void* device);                // of the last call that failed
+  void* (*allocate)(void* device, std::size_t bytes);  // nullptr: out of memory
+  void (*release)(void* device, void* memory);
+  int (*clear)(void* device, void* memory, std::size_t bytes);
+  // The host's memory may be reused when they return; download waits for all that was asked before.
+  int (*upload)(void* device, void* to, const void* from, std::size_t bytes);
+  int (*download)(void* device, void* to, const void* from, std::size_t bytes);
+  int (*multiply)(void* device, const Product* product);
+  // `kernel`: its parameters, as many bytes as the kernel's struct.
+  int (*launch)(void* device, KernelId id, const void* kernel, std::size_t bytes,
+                std::int64_t blocks);
+};
+
+using DeviceEntryPoint = const DeviceApi* (*)();
+
+}  // namespace saesweep::worker::device

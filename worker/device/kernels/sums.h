@@ -1,0 +1,124 @@
+// Sums over rows and columns, in double and in a fixed order; what they say of a batch.
+#pragma once
+
+#include "worker/device/kernels/block.h"
+
+namespace saesweep::worker::device {
+
+// Sums over rows of each column, a number of rows a block: partial sums [chunks, columns].
+struct SumColumns {
+  static constexpr int kThreads = 256;
+  static constexpr std::int64_t kRows = 256;
+  using Shared = Nothing;
+
+  const float* matrix;   // [rows, stride]
+  const float* weights;  // of the rows, or nullptr
+  std::int64_t rows, columns, stride;
+  double* partial;
+
+  static SAE_DEVICE std::int64_t chunks(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
+  static SAE_DEVICE std::int64_t tiles(std::int64_t columns) {
+    return (columns + kThreads - 1) / kThreads;
+  }
+
+  template <class Block>
+  SAE_DEVICE void run(Block& block, Shared&) const {
+    const std::int64_t chunk = block.index / tiles(columns), tile = block.index % tiles(columns);
+    const std::int64_t first = chunk * kRows;
+    const std::int64_t end = first + kRows < rows ? first + kRows : rows;
+    block.each([&](int thread) {
+      const std::int64_t column = tile * kThreads + thread;
+      if (column >= columns) return;
+      double sum = 0;
+      for (std::int64_t row = first; row < end; ++row) {
+        const double value = matrix[row * stride + column];
+        sum += weights == nullptr ? value : value * weights[row];
+      }
+      partial[chunk * columns + column] = sum;
+    });
+  }
+};
+
+// The sums of partial sums; 256 columns a block.
+struct FoldColumns {
+  static constexpr int kThreads = 256;
+  using Shared = Nothing;
+
+  const double* partial;
+  std::int64_t chunks, columns;
+  double* out;
+
+  template <class Block>
+  SAE_DEVICE void run(Block& block, Shared&) const {
+    block.each([&](int thread) {
+      const std::int64_t column = block.index * kThreads + thread;
+      if (column >= columns) return;
+      double sum = 0;
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk)
+        sum += partial[chunk * columns + column];
+      out[column] = sum;
+    });
+  }
+};
+
+// Sum of squares of each row; a block a row.
+struct SquareRow {
+  static constexpr int kThreads = 128;
+  struct Shared {
+    double sums[kThreads];
+  };
+
+  const float* matrix;
+  std::int64_t columns, stride;
+  double* square;
+
+  template <class Block>
+  SAE_DEVICE void run(Block& block, Shared& shared) const {
+    block.each([&](int thread) {
+      double sum = 0;
+      for (std::int64_t j = thread; j < columns; j += kThreads) {
+        const double value = matrix[block.index * stride + j];
+        sum += value * value;
+      }
+      shared.sums[thread] = sum;
+    });
+    sum_shared<kThreads>(block, shared.sums);
+    block.each([&](int thread) {
+      if (thread == 0) square[block.index] = shared.sums[0];
+    });
+  }
+};
+
+// Squared distance of rows from their mean, in all; one block.
+struct Variance {
+  static constexpr int kThreads = 256;
+  struct Shared {
+    double squares[kThreads], means[kThreads];
+  };
+
+  const double* column_sums;
+  const double* row_squares;
+  std::int64_t rows, columns;
+  double* out;
+
+  template <class Block>
+  SAE_DEVICE void run(Block& block, Shared& shared) const {
+    block.each([&](int thread) {
+      double squares = 0, means = 0;
+      for (std::int64_t row = thread; row < rows; row += kThreads) squares += row_squares[row];
+      for (std::int64_t j = thread; j < columns; j += kThreads) {
+        const double mean = column_sums[j] / static_cast<double>(rows);
+        means += mean * mean;
+      }
+      shared.squares[thread] = squares;
+      shared.means[thread] = means;
+    });
+    sum_shared<kThreads>(block, shared.squares);
+    sum_shared<kThreads>(block, shared.means);
+    block.each([&](int thread) {
+      if (thread == 0) *out = shared.squares[0] - static_cast<double>(rows) * shared.means[0];
+    });
+  }
+};
+
+}  // namespace saesweep::worker::device
