@@ -341,5 +341,18 @@ TEST(PlantedDictionary, IsFoundByL1OfTheRightSizeAndNotByTooLittle) {
   EXPECT_LT(little, 0.8);
 }
 
+// The penalty on a gate shrinks no reconstruction, so that it takes about four times as much of it
+// as of an L1 that shrinks: what is right there is too little here.
+TEST(PlantedDictionary, IsFoundByGatesUnderAPenaltyLargerThanThatOfL1) {
+  TrainingSpec spec = make_spec(Architecture::kGated, 128, 512, 1500);
+  spec.l1 = 0.8;
+  const Recovery right = recover(spec);
+  EXPECT_GT(right.after, 0.97);
+  EXPECT_NEAR(right.l0, 4.5, 0.7);
+  spec = make_spec(Architecture::kGated, 128, 512, 600);
+  spec.l1 = 0.2;
+  EXPECT_LT(recover(spec).after, 0.7);
+}
+
 }  // namespace
 }  // namespace saesweep::worker::test
