@@ -24,7 +24,7 @@ using testing::IsEmpty;
 struct Import : testing::Test {
   test::TempDir dir;
   fs::path state = dir.path() / "state", copy = dir.path() / "copy";
-  Unfolded unfolded{.events = 1};
+  Unfolded unfolded{.events = 0};  // objects with every commit
 
   // A sweep with a run under way.
   void SetUp() override {
