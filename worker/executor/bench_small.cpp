@@ -107,6 +107,7 @@ Result<Json> bench_harvest(const HarvestBench& bench) {
       bench.rounds, tokens, [&] { activations_of(model, hook, *documents, all, pool); },
       [&] { forward_all(model, *documents, pool); });
   return Json{{"tokens_per_s", rates.ours},
+              {"tokens_per_cpu_s", rates.ours_per_cpu_second},
               {"baseline", {{"name", "whole forward pass"}, {"tokens_per_s", rates.baseline}}},
               {"ratio", rates.ours / rates.baseline},
               {"hook", hook},

@@ -177,8 +177,8 @@ void RunReport::progress(const std::string& stage, std::uint64_t done, std::uint
   send_counts();
 }
 
-void RunReport::count_time(Duration step, Duration waiting) {
-  stepping_ += step;
+void RunReport::count_time(Duration training, Duration waiting) {
+  stepping_ += training;
   waiting_ += waiting;
 }
 

@@ -50,8 +50,8 @@ class RunReport {
   // Counts work for the agent's counters and for the rate.
   void count_trained(std::uint64_t tokens) { trained_ += tokens; }
   void count_harvested(std::uint64_t tokens) { harvested_ += tokens; }
-  // Of a training step: what it took, and how much of that was waiting for rows.
-  void count_time(Duration step, Duration waiting);
+  // Of training: what it took, and how much of that was waiting for rows.
+  void count_time(Duration training, Duration waiting);
   bool progress_is_due() const { return clock_.now() >= next_progress_; }
   // Sends it if one is due. `done` of `total` tokens; the rate is that of `done`.
   void progress(const std::string& stage, std::uint64_t done, std::uint64_t total,

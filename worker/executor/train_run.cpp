@@ -135,8 +135,13 @@ class TrainRun {
       stream_ = std::move(documents);
       return {};
     }
-    SAE_TRY(auto cached, open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
-                                     std::move(events)));
+    // What a factor or a filter reads before anything is trained is waited for, too.
+    const TimePoint begin = tools_.clock.now();
+    auto opened = open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
+                              std::move(events));
+    const Duration took = tools_.clock.now() - begin;
+    report_.count_time(took, took);
+    SAE_TRY(auto cached, std::move(opened));
     plan_ = &cached->plan();
     rows_ = cached.get();
     stream_ = std::move(cached);
