@@ -496,7 +496,7 @@ class TrainRun {
   const RunTools& tools_;
   std::map<std::string, Student> students_;  // by task
   StreamSources sources_;
-  std::atomic<bool> is_over_ = false;  // nobody waits for chunks any more
+  std::atomic<bool> is_over_ = false;     // nobody waits for chunks any more
   std::unique_ptr<device::Session> gpu_;  // of the trials that train on one
   std::unique_ptr<RowStream> stream_;
   CachedStream* rows_ = nullptr;         // what stream_ is for all others,
