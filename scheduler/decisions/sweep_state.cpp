@@ -319,9 +319,7 @@ void SweepState::load(journal::Sweep sweep) {
   sweeps_[name] = std::move(sweep);
 }
 
-void SweepState::load(Task task) {
-  tasks_.add(task.spec().id()).second.task = std::move(task);
-}
+void SweepState::load(Task task) { tasks_.add(task.spec().id()).second.task = std::move(task); }
 
 void SweepState::load(journal::Run run) {
   const std::uint64_t id = run.id();

@@ -153,31 +153,6 @@ TEST_F(SweepPlanTest, AHookMayStandInTrain) {
   EXPECT_EQ(result.trials[0].spec.stream.hook, "hook_embed");
 }
 
-TEST_F(SweepPlanTest, AutoMeansThisMachinesDevice) {
-  EXPECT_EQ(plan(sweep(), {.auto_device = "cuda"}).trials[0].spec.training.device, "cuda");
-  EXPECT_EQ(
-      plan(sweep("[{arch: topk, d_sae: 8, k: 1}]", "", ", device: cpu"), {.auto_device = "cuda"})
-          .trials[0]
-          .spec.training.device,
-      "cpu");
-}
-
-// What a GPU cannot train is said where it stands; `auto` means what all trials can use.
-TEST_F(SweepPlanTest, AGpuIsForTheArchitecturesThatItTrains) {
-  constexpr const char* kBoth = "[{arch: topk, d_sae: 8, k: 1}, {arch: gated, d_sae: 8, l1: 0.1}]";
-  EXPECT_THAT(errors(sweep(kBoth, "", ", device: cuda")),
-              testing::ElementsAre(testing::HasSubstr(
-                  "trials[1].arch: is gated, which is not trained on a GPU; train.device: cpu")));
-  const SweepPlan automatic = plan(sweep(kBoth), {.auto_device = "cuda"});
-  for (const auto& trial : automatic.trials) EXPECT_EQ(trial.spec.training.device, "cpu");
-  EXPECT_TRUE(automatic.device_is_auto);
-  EXPECT_THAT(automatic.warnings, testing::Contains(testing::HasSubstr("trials[1] is gated")));
-  EXPECT_THAT(plan(sweep(kBoth)).warnings,
-              testing::Not(testing::Contains(testing::HasSubstr("gated"))));
-  const SweepPlan none = plan(sweep("[{arch: topk, d_sae: 8, k: 1}]", "", ", device: cpu"));
-  EXPECT_FALSE(none.device_is_auto);
-}
-
 TEST_F(SweepPlanTest, TheEffectiveFilePlansTheSameTrialsFromAnyFolder) {
   const SweepPlan first = plan(
       sweep("[{arch: topk, d_sae: 64, k: [4, 8]}, {arch: standard, d_sae: 8, l1: {uniform: "
