@@ -25,7 +25,8 @@ TEST_F(DeviceTest, AutoMeansThisMachinesDevice) {
 
 // What a GPU cannot train is said where it stands; `auto` means what all trials can use.
 TEST_F(DeviceTest, AGpuIsForTheArchitecturesThatItTrains) {
-  constexpr const char* kBoth = "[{arch: topk, d_sae: 8, k: 1}, {arch: gated, d_sae: 8, l1: 0.1}]";
+  constexpr const char* kBoth =
+      "[{arch: topk, d_sae: 8, k: 1}, {arch: gated, d_sae: 8, l1: 0.1, sparsity_warmup_steps: 5%}]";
   EXPECT_THAT(errors(sweep(kBoth, "", ", device: cuda")),
               ElementsAre(HasSubstr(
                   "trials[1].arch: is gated, which is not trained on a GPU; train.device: cpu")));
