@@ -121,13 +121,9 @@ def train_peer(trainers, arch, options, rows):
 
 
 def train(options):
-    try:
-        trainers = trainers_of_dictionary_learning()
-    except ImportError as missing:
-        sys.exit(f"{missing}; README.md says what to install")
     import torch
 
-    torch.set_num_threads(os.cpu_count() if options.threads == 0 else options.threads)
+    trainers = trainers_of_dictionary_learning()
     rows = sparse_rows(8 * options.batch, options.d_in)
     print(
         f"{processor()}, {torch.get_num_threads()} threads; "
@@ -273,14 +269,9 @@ def train_ours(options, folder, seeds):
 
 
 def quality(options):
-    try:
-        trainers = trainers_of_dictionary_learning()
-        from safetensors.torch import save_file
-    except ImportError as missing:
-        sys.exit(f"{missing}; README.md says what to install")
-    import torch
+    from safetensors.torch import save_file
 
-    torch.set_num_threads(os.cpu_count() if options.threads == 0 else options.threads)
+    trainers = trainers_of_dictionary_learning()
     rows, held_out = planted_rows(QUALITY["rows"], 1), planted_rows(QUALITY["held_out"], 2)
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -310,12 +301,9 @@ def quality(options):
 
 
 def harvest(options):
-    try:
-        import torch
-        from transformers import GPT2Config, GPT2Model
-    except ImportError as missing:
-        sys.exit(f"{missing}; README.md says what to install")
-    torch.set_num_threads(os.cpu_count() if options.threads == 0 else options.threads)
+    import torch
+    from transformers import GPT2Config, GPT2Model
+
     context, vocabulary = 59, 61  # of games of Othello, which are our documents
     config = GPT2Config(
         n_layer=12, n_embd=768, n_head=12, n_inner=3072, n_positions=context,
@@ -379,7 +367,14 @@ def main():
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--json", metavar="FILE", help="writes what was measured")
     options = parser.parse_args()
-    results = {"train": train, "quality": quality, "harvest": harvest}[options.what](options)
+    try:
+        import torch
+
+        torch.set_num_threads(os.cpu_count() if options.threads == 0 else options.threads)
+        measured = {"train": train, "quality": quality, "harvest": harvest}[options.what]
+        results = measured(options)
+    except ImportError as missing:
+        sys.exit(f"{missing}; README.md says what to install")
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(results, indent=1) + "\n")
 
