@@ -256,8 +256,9 @@ TEST(Run, TrainsOnAGpuOrSaysWhatIsMissing) {
       scene.run("sweep.yaml", "with", with_task(scene.path() / "with" / "saesweep-task"));
   ASSERT_EQ(with.exit_code, 0) << with.err;
   EXPECT_THAT(scene.read(scene.out("with") / "sweep.yaml"), HasSubstr("device: cuda"));
+  const Json board = scene.leaderboard("with");
   std::size_t trials = 0;
-  for (const Json& row : scene.leaderboard("with")["rows"]) {
+  for (const Json& row : board["rows"]) {
     EXPECT_EQ(row["state"], "done") << row.dump();
     trials += row["trial"].is_string() ? 1 : 0;
   }
