@@ -141,7 +141,9 @@ TEST_F(EarlyStopping, ARuleThatLooksAtCurvesStopsAtOnce) {
                                   "100k, high: 6}\n"));
   const Finished run = scene.run("bound.yaml", "a");
   ASSERT_EQ(run.exit_code, 0) << run.err;
-  for (const Json& row : scene.leaderboard("a")["rows"])
+  const Json board = scene.leaderboard("a");
+  ASSERT_FALSE(board["rows"].empty());
+  for (const Json& row : board["rows"])
     EXPECT_EQ(row["state"], row["params"]["k"] == 8 ? "stopped" : "done") << row.dump();
 }
 
