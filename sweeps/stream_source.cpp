@@ -204,7 +204,7 @@ void read_special_tokens(const Section& section, StreamSource& source, Problems&
     if (token) tokens.push_back(*token);
   }
   std::ranges::sort(tokens);
-  tokens.erase(std::ranges::unique(tokens).begin(), tokens.end());
+  tokens.erase(std::unique(tokens.begin(), tokens.end()), tokens.end());
 }
 
 void read_filters(const Section& activations, StreamSource& source, Problems& problems) {
