@@ -5,17 +5,15 @@
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
+#include "core/files.h"
 #include "core/philox.h"
 #include "sweeps/known_keys.h"
 #include "sweeps/recipes.h"
@@ -143,14 +141,9 @@ class SparseStart {
       sae.r_mag = at::zeros({width}, at::kFloat);
     }
     auto made = std::make_unique<SparseStart>();
-    std::string path = (std::filesystem::temp_directory_path() / "saesweep-bench-XXXXXX").string();
-    const int file = ::mkstemp(path.data());
-    if (file < 0) return fail(ErrorCode::kUnavailable, "no temporary file {}", path);
-    ::close(file);
-    made->path_ = path;
-    const std::string bytes = serialize_sae(sae);
-    if (!std::ofstream(path, std::ios::binary).write(bytes.data(), std::ssize(bytes)))
-      return fail(ErrorCode::kResourceExhausted, "{} cannot be written", path);
+    SAE_TRY(made->directory_,
+            make_private_directory(std::filesystem::temp_directory_path(), "saesweep-bench-"));
+    SAE_TRY_VOID(write_file_atomically(made->path(), serialize_sae(sae)));
     return made;
   }
   SparseStart() = default;
@@ -158,12 +151,12 @@ class SparseStart {
   SparseStart& operator=(const SparseStart&) = delete;
   ~SparseStart() {
     std::error_code ignored;
-    std::filesystem::remove(path_, ignored);
+    if (!directory_.empty()) std::filesystem::remove_all(directory_, ignored);
   }
-  const std::string& path() const { return path_; }
+  std::string path() const { return (directory_ / "sae.safetensors").string(); }
 
  private:
-  std::string path_;
+  std::filesystem::path directory_;
 };
 
 // Trainers that go on from round to round.
