@@ -24,6 +24,8 @@
 #include "worker/parallel/thread_pool.h"
 #include "worker/sae/sae.h"
 #include "worker/training/cohort.h"
+#include "worker/training/encoder.h"
+#include "worker/training/packing.h"
 #include "worker/training/products/isa.h"
 #include "worker/training/products/product.h"
 #include "worker/training/sae_trainer.h"
@@ -261,9 +263,11 @@ Json roofline(const sweeps::TrainingSpec& spec, std::int64_t d_in, double l0, co
   const double flops =
       sparse ? 2 * d * width + (gated ? 12 : 8) * d * l0 : (gated ? 14 : 10) * d * width;
   const double visits = gated ? 9 : spec.architecture == kJumpRelu ? 8 : 6;
-  const double ceiling = products::flops_per_second(spec.precision == sweeps::Precision::kFloat32
-                                                        ? products::Numbers::kFloat
-                                                        : products::bf16_numbers());
+  products::Numbers numbers = numbers_of(spec);
+  if (spec.k &&
+      is_filtered(spec, static_cast<std::int64_t>(*spec.k), static_cast<std::int64_t>(spec.d_sae)))
+    numbers = filter_numbers();
+  const double ceiling = products::flops_per_second(numbers);
   const double reached = flops * rates.ours_per_cpu_second;
   return {{"flops_per_sae_token", flops},
           {"weight_bytes_per_sae_token", 72 * d * width / static_cast<double>(spec.batch)},

@@ -1,14 +1,17 @@
 #include "worker/training/kernels.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "worker/training/vector_clones.h"
 
 namespace saesweep::worker::kernels {
 namespace {
 
-constexpr std::int64_t kLanes = 16;  // partial sums kept apart, added at the end in order
+constexpr std::int64_t kPiece = 256;  // of a row that is worked on in the first-level cache
+constexpr std::int64_t kLanes = 16;   // partial sums kept apart, added at the end in order
 
 }  // namespace
 
@@ -84,6 +87,25 @@ SAE_VECTOR_CLONES double sum_of_squares(const float* __restrict x, std::int64_t 
   double sum = 0;
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
   for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+SAE_VECTOR_CLONES double square_of_rounding(const float* __restrict x, std::int64_t n) {
+  double sum = 0;
+  for (std::int64_t first = 0; first < n; first += kPiece) {
+    const std::int64_t count = std::min(kPiece, n - first);
+    float taken[kPiece];
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, x + first + i, sizeof(bits));
+      bits = (bits + 0x7fffU + ((bits >> 16) & 1U)) & 0xffff0000U;
+      float rounded = 0;
+      std::memcpy(&rounded, &bits, sizeof(rounded));
+      rounded = std::abs(rounded) < std::numeric_limits<float>::min() ? 0.0F : rounded;
+      taken[i] = x[first + i] - rounded;
+    }
+    sum += sum_of_squares(taken, count);
+  }
   return sum;
 }
 

@@ -24,6 +24,8 @@ void dot4(const float* x, const float* const* y, float* out, std::int64_t n);
 void divide(float by, float* x, std::int64_t n);
 float dot(const float* x, const float* y, std::int64_t n);
 double sum_of_squares(const float* x, std::int64_t n);
+// Of what rounding to bf16 takes away, where a subnormal result counts as 0.
+double square_of_rounding(const float* x, std::int64_t n);
 
 // A row of the reconstruction, in e, becomes its error e - x, and g factor times that, which is
 // added to the sums by column. Returns the sum of squares of the error.

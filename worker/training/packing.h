@@ -34,7 +34,7 @@ inline products::Panels right_operand(ThreadPool& pool, const products::Source& 
 // The left operand with these lanes, on the calling thread.
 inline products::Panels left_operand(const products::Source& source, std::int64_t lanes,
                                      std::int64_t depth, products::Numbers numbers) {
-  products::Panels panels(lanes, depth, products::kBlockRows, numbers);
+  products::Panels panels(lanes, depth, products::left_width(numbers), numbers);
   panels.pack_all(source);
   return panels;
 }

@@ -2,10 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <span>
-
-#include "worker/training/packing.h"
 
 namespace saesweep::worker {
 namespace {
@@ -123,11 +120,7 @@ class RowSelection {
     std::vector<Hit> hits;
     if (count > 0) {
       hits.reserve(static_cast<std::size_t>(2 * count * k_));
-      const auto left =
-          left_operand(rows_of(data, rows_.d), count, rows_.d, encoder_.panels.numbers());
-      if (!products::collect_hits(left, encoder_.panels, encoder_.bias, encoder_.floors, thresholds,
-                                  hits))
-        finite = false;
+      if (!collect_above(encoder_, data, thresholds, hits)) finite = false;
     }
     return {hits, count};
   }
@@ -143,11 +136,9 @@ TileResult above(const CentredRows& rows, const PackedEncoder& encoder, float th
                  std::int64_t first, std::int64_t count, std::int64_t* counts) {
   TileResult result;
   std::vector<Hit> hits;
-  const auto left = left_operand(rows_of(rows.data + first * rows.d, rows.d), count, rows.d,
-                                 encoder.panels.numbers());
   result.finite =
-      products::collect_hits(left, encoder.panels, encoder.bias, encoder.floors,
-                             std::vector<float>(static_cast<std::size_t>(count), threshold), hits);
+      collect_above(encoder, rows.data + first * rows.d,
+                    std::vector<float>(static_cast<std::size_t>(count), threshold), hits);
   ByRow found(hits, count);
   for (std::int64_t row = 0; row < count; ++row) counts[row] = std::ssize(found.row(row));
   result.codes = std::move(found.codes);
@@ -177,15 +168,6 @@ bool all_finite(const std::vector<TileResult>& results) {
 }
 
 }  // namespace
-
-PackedEncoder pack_encoder(ThreadPool& pool, const float* w_enc, const float* bias,
-                           const float* floors, std::int64_t latents, std::int64_t d,
-                           products::Numbers numbers) {
-  const std::vector<float> none(floors == nullptr ? static_cast<std::size_t>(latents) : 0);
-  return {right_operand(pool, rows_of(w_enc, d), latents, d, numbers),
-          products::padded(bias, latents, -std::numeric_limits<float>::infinity()),
-          products::padded(floors == nullptr ? none.data() : floors, latents, 0)};
-}
 
 bool select_per_row(ThreadPool& pool, const CentredRows& rows, const PackedEncoder& encoder,
                     std::int64_t k, SelectionHints& hints, SparseCodes& codes) {

@@ -8,20 +8,10 @@
 #include <vector>
 
 #include "worker/parallel/thread_pool.h"
-#include "worker/training/products/hits.h"
+#include "worker/training/encoder.h"
 #include "worker/training/sparse_codes.h"
 
 namespace saesweep::worker {
-
-// An encoder as operand: W_enc packed; bias and floors, what select_above looks above, padded.
-struct PackedEncoder {
-  products::Panels panels;
-  std::vector<float> bias, floors;
-};
-// w_enc: [latents, d] rows; bias: [latents]; floors: [latents], or nullptr: 0
-PackedEncoder pack_encoder(ThreadPool& pool, const float* w_enc, const float* bias,
-                           const float* floors, std::int64_t latents, std::int64_t d,
-                           products::Numbers numbers);
 
 // Rows x - b_dec of a batch, cut into tiles of which each runs on one thread.
 struct CentredRows {

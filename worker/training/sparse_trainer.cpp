@@ -12,6 +12,13 @@ namespace saesweep::worker {
 
 using kernels::Code;
 
+PackedEncoder SparseTrainer::packed_for(const float* w_enc, const float* bias, std::int64_t latents,
+                                        std::int64_t k) const {
+  if (is_filtered(spec_, k, latents))
+    return pack_filter(*pool_, w_enc, bias, latents, d_in(), filter_numbers());
+  return pack_encoder(*pool_, w_enc, bias, nullptr, latents, d_in(), numbers_of(spec_));
+}
+
 double SparseTrainer::auxiliary(const float* read, const float* error) {
   const std::int64_t d = d_out(), rows = batch();
   std::vector<std::int64_t> dead;
@@ -31,8 +38,7 @@ double SparseTrainer::auxiliary(const float* read, const float* error) {
                 encoder.begin() + static_cast<std::ptrdiff_t>(i) * width);
     bias[i] = parameters_.b_enc.const_data_ptr<float>()[dead[i]];
   }
-  const PackedEncoder packed = pack_encoder(*pool_, encoder.data(), bias.data(), nullptr,
-                                            dead_count, width, numbers_of(spec_));
+  const PackedEncoder packed = packed_for(encoder.data(), bias.data(), dead_count, aux_k);
   SparseCodes codes;
   select_per_row(*pool_, rows_of_batch(read), packed, aux_k, aux_hints_, codes);
   for (Code& code : codes.entries)

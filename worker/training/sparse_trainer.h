@@ -17,8 +17,16 @@ class SparseTrainer : public TrainerBase {
   // returns their loss, weighted. After next_silence_ is known.
   //   read: [batch, d_in], what the encoder reads; error: [batch, d_out], x_hat - x
   double auxiliary(const float* read, const float* error);
+  // W_enc for a selection of k of each row's d_sae.
+  PackedEncoder selecting_encoder(std::int64_t k) const {
+    return packed_for(parameters_.w_enc.const_data_ptr<float>(),
+                      parameters_.b_enc.const_data_ptr<float>(), d_sae(), k);
+  }
 
  private:
+  PackedEncoder packed_for(const float* w_enc, const float* bias, std::int64_t latents,
+                           std::int64_t k) const;
+
   SelectionHints aux_hints_;  // speed only
 };
 

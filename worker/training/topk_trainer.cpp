@@ -69,7 +69,7 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   SparseCodes codes;
   PassSums result;
   {
-    const PackedEncoder encoder = packed_encoder();
+    const PackedEncoder encoder = selecting_encoder(k_);
     const CentredRows of_batch = rows_of_batch(read.data());
     result.finite = over_batch_
                         ? select_per_batch(*pool_, of_batch, encoder,
@@ -103,8 +103,8 @@ bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
   const auto wanted = static_cast<std::size_t>(k_ * rows);
   SelectionHints hints;
   SparseCodes codes;
-  select_per_batch(*pool_, {read.data(), rows, d_in(), kRowsPerTile}, packed_encoder(), wanted + 1,
-                   hints, codes);
+  select_per_batch(*pool_, {read.data(), rows, d_in(), kRowsPerTile}, selecting_encoder(k_),
+                   wanted + 1, hints, codes);
   threshold_ = 0;
   if (codes.entries.size() > wanted)
     threshold_ = std::ranges::min_element(codes.entries, {}, &Code::value)->value;

@@ -93,8 +93,8 @@ PassSums TranscoderTrainer::pass(const at::Tensor& rows) {
   const auto [x, y] = split(rows);
   PassSums result;
   SparseCodes codes;
-  result.finite = select_per_row(*pool_, rows_of_batch(x.const_data_ptr<float>()), packed_encoder(),
-                                 k_, hints_, codes);
+  result.finite = select_per_row(*pool_, rows_of_batch(x.const_data_ptr<float>()),
+                                 selecting_encoder(k_), k_, hints_, codes);
 
   // What the latents are to predict.
   const at::Tensor target = skips_ ? y - skipped(x) : y;

@@ -103,7 +103,7 @@ TEST_F(SelectionTest, SeesWhatIsAboveTheFloorOfItsLatent) {
 TEST_F(SelectionTest, OfRowsIsTheSameWhateverWasGuessed) {
   for (const Isa isa : products::runnable_isas()) {
     const products::ForcedIsa forced(isa);
-    for (const Numbers numbers : {Numbers::kFloat, products::bf16_numbers()})
+    for (const Numbers numbers : {Numbers::kFloat, products::bf16_numbers(), Numbers::kTiles})
       for (const std::int64_t k : {1, 7, 40, 150}) {
         const Kept want = best(static_cast<std::size_t>(k), true, numbers);
         // Unknown, low, about right, too high for some rows, too high for all.
@@ -121,7 +121,7 @@ TEST_F(SelectionTest, OfRowsIsTheSameWhateverWasGuessed) {
 TEST_F(SelectionTest, OfTheBatchIsTheSameWhateverWasGuessed) {
   for (const Isa isa : products::runnable_isas()) {
     const products::ForcedIsa forced(isa);
-    for (const Numbers numbers : {Numbers::kFloat, products::bf16_numbers()})
+    for (const Numbers numbers : {Numbers::kFloat, products::bf16_numbers(), Numbers::kTiles})
       for (const std::size_t wanted : {1, 3000, 9000, 1'000'000}) {
         const Kept want = best(wanted, false, numbers);
         for (const float guess : {0.0F, 1.0F, 10.0F, 1e9F}) {

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "worker/training/products/block.h"
+#include "worker/training/products/hits.h"
 
 namespace saesweep::worker::products {
 
@@ -68,6 +69,67 @@ __attribute__((target("avx512f,avx512bf16"))) void block_avx512_bf16(const float
     }
 }
 
+__attribute__((target("amx-tile"))) void configure_amx() {
+  // Eight tiles of 16 rows of 64 bytes (Intel 64 and IA-32 Architectures Software Developer's
+  // Manual, volume 2, LDTILECFG).
+  struct alignas(64) {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  static_assert(sizeof(config) == 64);
+  _tile_loadconfig(&config);
+}
+__attribute__((target("amx-tile"))) void release_amx() { _tile_release(); }
+
+// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 columns.
+__attribute__((target("amx-tile,amx-bf16"))) void tiles_amx(const float* left, const float* below,
+                                                            const float* right, std::int64_t steps,
+                                                            float* out, std::int64_t stride,
+                                                            bool add) {
+  constexpr std::int64_t kLine = 64;
+  const auto line = static_cast<std::size_t>(stride) * sizeof(float);
+  float* under = out + kTileLanes * stride;
+  if (add) {
+    _tile_loadd(0, out, line);
+    _tile_loadd(1, out + kTileLanes, line);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+  }
+  if (below == nullptr) {
+    for (std::int64_t step = 0; step < steps; step += kTilePairs) {
+      _tile_loadd(4, left + step * kTileLanes, kLine);
+      _tile_loadd(6, right + step * kBlockColumns, kLine);
+      _tile_loadd(7, right + step * kBlockColumns + kTileFloats, kLine);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+  } else {
+    if (add) {
+      _tile_loadd(2, under, line);
+      _tile_loadd(3, under + kTileLanes, line);
+    } else {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (std::int64_t step = 0; step < steps; step += kTilePairs) {
+      _tile_loadd(4, left + step * kTileLanes, kLine);
+      _tile_loadd(6, right + step * kBlockColumns, kLine);
+      _tile_loadd(7, right + step * kBlockColumns + kTileFloats, kLine);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, below + step * kTileLanes, kLine);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(2, under, line);
+    _tile_stored(3, under + kTileLanes, line);
+  }
+  _tile_stored(0, out, line);
+  _tile_stored(1, out + kTileLanes, line);
+}
+
 // 16 registers: a quarter of the block (4 rows of 2 x 8 columns) at a time.
 __attribute__((target("avx2,fma"))) void block_avx2(const float* left, const float* right,
                                                     std::int64_t steps, float* out,
@@ -101,33 +163,45 @@ __attribute__((target("avx2,fma"))) void block_avx2(const float* left, const flo
     }
 }
 
-__attribute__((target("avx512f"))) std::uint32_t row_hits_avx512(float* z, const float* bias,
-                                                                 const float* floors,
-                                                                 float threshold) {
-  const __m512 limit = _mm512_set1_ps(threshold);
-  const __m512 low = _mm512_add_ps(_mm512_loadu_ps(z), _mm512_loadu_ps(bias));
-  const __m512 high = _mm512_add_ps(_mm512_loadu_ps(z + 16), _mm512_loadu_ps(bias + 16));
-  _mm512_storeu_ps(z, low);
-  _mm512_storeu_ps(z + 16, high);
-  const std::uint32_t low_mask =
-      _mm512_cmp_ps_mask(low, _mm512_add_ps(limit, _mm512_loadu_ps(floors)), _CMP_NLE_UQ);
-  const std::uint32_t high_mask =
-      _mm512_cmp_ps_mask(high, _mm512_add_ps(limit, _mm512_loadu_ps(floors + 16)), _CMP_NLE_UQ);
-  return low_mask | high_mask << 16;
+__attribute__((target("avx512f"))) std::uint32_t row_hits_avx512(float* z, const Encoder& encoder,
+                                                                 std::int64_t latent,
+                                                                 const RowLimit& limit) {
+  const __m512 threshold = _mm512_set1_ps(limit.threshold);
+  const __m512 of_norm = _mm512_set1_ps(limit.of_norm);
+  const __m512 of_rounding = _mm512_set1_ps(limit.of_rounding);
+  std::uint32_t mask = 0;
+#pragma GCC unroll 2
+  for (int part = 0; part < 2; ++part) {
+    const std::int64_t at = latent + part * 16;
+    const __m512 sum =
+        _mm512_add_ps(_mm512_loadu_ps(z + part * 16), _mm512_loadu_ps(encoder.bias.data() + at));
+    _mm512_storeu_ps(z + part * 16, sum);
+    __m512 bound = _mm512_add_ps(threshold, _mm512_loadu_ps(encoder.floors.data() + at));
+    bound = _mm512_fnmadd_ps(of_norm, _mm512_loadu_ps(encoder.norms.data() + at), bound);
+    bound = _mm512_fnmadd_ps(of_rounding, _mm512_loadu_ps(encoder.roundings.data() + at), bound);
+    const std::uint32_t above = _mm512_cmp_ps_mask(sum, bound, _CMP_NLE_UQ);
+    mask |= above << (part * 16);
+  }
+  return mask;
 }
 
-__attribute__((target("avx2,fma"))) std::uint32_t row_hits_avx2(float* z, const float* bias,
-                                                                const float* floors,
-                                                                float threshold) {
-  const __m256 limit = _mm256_set1_ps(threshold);
+__attribute__((target("avx2,fma"))) std::uint32_t row_hits_avx2(float* z, const Encoder& encoder,
+                                                                std::int64_t latent,
+                                                                const RowLimit& limit) {
+  const __m256 threshold = _mm256_set1_ps(limit.threshold);
+  const __m256 of_norm = _mm256_set1_ps(limit.of_norm);
+  const __m256 of_rounding = _mm256_set1_ps(limit.of_rounding);
   std::uint32_t mask = 0;
 #pragma GCC unroll 4
   for (int part = 0; part < 4; ++part) {
+    const std::int64_t at = latent + part * 8;
     const __m256 sum =
-        _mm256_add_ps(_mm256_loadu_ps(z + part * 8), _mm256_loadu_ps(bias + part * 8));
+        _mm256_add_ps(_mm256_loadu_ps(z + part * 8), _mm256_loadu_ps(encoder.bias.data() + at));
     _mm256_storeu_ps(z + part * 8, sum);
-    const __m256 floor = _mm256_add_ps(limit, _mm256_loadu_ps(floors + part * 8));
-    const int above = _mm256_movemask_ps(_mm256_cmp_ps(sum, floor, _CMP_NLE_UQ));
+    __m256 bound = _mm256_add_ps(threshold, _mm256_loadu_ps(encoder.floors.data() + at));
+    bound = _mm256_fnmadd_ps(of_norm, _mm256_loadu_ps(encoder.norms.data() + at), bound);
+    bound = _mm256_fnmadd_ps(of_rounding, _mm256_loadu_ps(encoder.roundings.data() + at), bound);
+    const int above = _mm256_movemask_ps(_mm256_cmp_ps(sum, bound, _CMP_NLE_UQ));
     mask |= static_cast<std::uint32_t>(above) << (part * 8);
   }
   return mask;

@@ -13,14 +13,21 @@ namespace saesweep::worker::products {
 namespace {
 
 // As row_hits_avx2.
-using RowHits = std::uint32_t (*)(float* z, const float* bias, const float* floors,
-                                  float threshold);
+using RowHits = std::uint32_t (*)(float* z, const Encoder& encoder, std::int64_t latent,
+                                  const RowLimit& limit);
 
-std::uint32_t row_hits_plain(float* z, const float* bias, const float* floors, float threshold) {
+std::uint32_t row_hits_plain(float* z, const Encoder& encoder, std::int64_t latent,
+                             const RowLimit& limit) {
+  const float* bias = encoder.bias.data() + latent;
+  const float* floors = encoder.floors.data() + latent;
+  const float* norms = encoder.norms.data() + latent;
+  const float* roundings = encoder.roundings.data() + latent;
   std::uint32_t mask = 0;
   for (std::int64_t i = 0; i < kBlockColumns; ++i) {
     z[i] += bias[i];
-    mask |= static_cast<std::uint32_t>(!(z[i] <= threshold + floors[i])) << i;
+    const float at =
+        limit.threshold + floors[i] - limit.of_norm * norms[i] - limit.of_rounding * roundings[i];
+    mask |= static_cast<std::uint32_t>(!(z[i] <= at)) << i;
   }
   return mask;
 }
@@ -42,38 +49,30 @@ std::vector<float> padded(const float* values, std::int64_t latents, float beyon
   return all;
 }
 
-bool collect_hits(const Panels& rows, const Panels& encoder, const std::vector<float>& bias,
-                  const std::vector<float>& floors, const std::vector<float>& thresholds,
+void collect_hits(const Panels& rows, const Encoder& encoder, const std::vector<RowLimit>& limits,
                   std::vector<Hit>& hits) {
-  SAE_CHECK(bias.size() == static_cast<std::size_t>(encoder.count() * kBlockColumns) &&
-                floors.size() == bias.size() &&
-                thresholds.size() == static_cast<std::size_t>(rows.lanes()),
-            "{} biases, {} floors, {} thresholds", bias.size(), floors.size(), thresholds.size());
+  const auto lanes = static_cast<std::size_t>(encoder.panels.count() * kBlockColumns);
+  SAE_CHECK(encoder.bias.size() == lanes && encoder.floors.size() == lanes &&
+                encoder.norms.size() == lanes && encoder.roundings.size() == lanes &&
+                limits.size() == static_cast<std::size_t>(rows.lanes()),
+            "{} biases, {} floors, {} limits", encoder.bias.size(), encoder.floors.size(),
+            limits.size());
   const RowHits of_row = row_hits();
-  bool finite = true;
-  for_each_block(rows, encoder, [&](std::int64_t row, std::int64_t latent, float* block) {
+  for_each_block(rows, encoder.panels, [&](std::int64_t row, std::int64_t latent, float* block) {
     const std::int64_t height = std::min(kBlockRows, rows.lanes() - row);
-    const std::int64_t width = std::min(kBlockColumns, encoder.lanes() - latent);
-    const float* block_bias = &bias[static_cast<std::size_t>(latent)];
-    const float* block_floors = &floors[static_cast<std::size_t>(latent)];
+    const std::int64_t width = std::min(kBlockColumns, encoder.panels.lanes() - latent);
     for (std::int64_t i = 0; i < height; ++i) {
       float* z = block + i * kBlockColumns;
-      std::uint32_t mask =
-          of_row(z, block_bias, block_floors, thresholds[static_cast<std::size_t>(row + i)]);
+      std::uint32_t mask = of_row(z, encoder, latent, limits[static_cast<std::size_t>(row + i)]);
       // NaN reaches the lanes past the edge too.
       if (width < kBlockColumns) mask &= (std::uint32_t{1} << width) - 1;
       for (; mask != 0; mask &= mask - 1) {
         const int bit = std::countr_zero(mask);
-        if (!std::isfinite(z[bit])) {
-          finite = false;
-          continue;
-        }
         hits.push_back(
             {static_cast<std::int32_t>(row + i), static_cast<std::int32_t>(latent) + bit, z[bit]});
       }
     }
   });
-  return finite;
 }
 
 }  // namespace saesweep::worker::products

@@ -18,13 +18,26 @@ struct Hit {
 // threshold is below.
 std::vector<float> padded(const float* values, std::int64_t latents, float beyond);
 
-// Appends every entry of rows x encoderᵀ + bias that is above its row's threshold plus its latent's
-// floor; for each row in order of latents. Returns false if one of them is not finite, which is
-// left out: NaN and +infinity are above any threshold. An entry's value depends on neither
-// threshold nor neighbours.
-//   rows: left operand; encoder: right operand; bias, floors: padded; thresholds: one a row
-bool collect_hits(const Panels& rows, const Panels& encoder, const std::vector<float>& bias,
-                  const std::vector<float>& floors, const std::vector<float>& thresholds,
+// An encoder as right operand, and for each latent, padded, what its products are compared with.
+struct Encoder {
+  Panels panels;
+  std::vector<float> bias;
+  std::vector<float> floors;     // added to every row's threshold
+  std::vector<float> norms;      // how much a row's limit may lower the threshold:
+  std::vector<float> roundings;  // see RowLimit
+};
+
+// What a row's pre-activations have to be above: threshold + floor - of_norm * norm
+// - of_rounding * rounding. NaN: all are.
+struct RowLimit {
+  float threshold = 0, of_norm = 0, of_rounding = 0;
+};
+
+// Appends every entry of rows x encoderᵀ + bias that is above its limit, for each row in order of
+// latents; NaN and +infinity are above any. An entry's value depends on neither limit nor
+// neighbours.
+//   rows: left operand; limits: one a row
+void collect_hits(const Panels& rows, const Encoder& encoder, const std::vector<RowLimit>& limits,
                   std::vector<Hit>& hits);
 
 }  // namespace saesweep::worker::products

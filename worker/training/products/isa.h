@@ -8,12 +8,13 @@
 
 namespace saesweep::worker::products {
 
-// In rising order. AMX would stand behind kAvx512Bf16, with tiles of its own in block.h.
+// In rising order.
 enum class Isa : std::uint8_t {
   kPlain,       // what any compiler makes of the loops
   kAvx2,        // with FMA
   kAvx512,      //
   kAvx512Bf16,  // products of bf16 pairs, summed in fp32
+  kAmx,         // of tiles of them
 };
 std::string_view to_string(Isa isa);
 

@@ -32,10 +32,27 @@ void copy_stripe(const Source& source, std::int64_t valid, std::int64_t first, s
     std::fill(out + k * kWidth + valid, out + (k + 1) * kWidth, 0.0F);
 }
 
+float pair_of(float low, float high) {
+  const std::uint32_t both = to_bf16(low) | std::uint32_t{to_bf16(high)} << 16;
+  float pair = 0;
+  std::memcpy(&pair, &both, sizeof(both));
+  return pair;
+}
+
+// Where a pair of depths lies in a panel of tiles.
+template <std::int64_t kWidth>
+float* place_in_tiles(float* panel, std::int64_t pair, std::int64_t lane) {
+  float* tiles = panel + pair / kTilePairs * kTilePairs * kWidth;
+  const std::int64_t within = pair % kTilePairs;
+  if constexpr (kWidth == kTileLanes) return tiles + lane * kTilePairs + within;
+  return tiles + lane / kTileLanes * kTileFloats + within * kTileLanes + lane % kTileLanes;
+}
+
 template <std::int64_t kWidth>
 void pack_panel(const Source& source, std::int64_t valid, std::int64_t depth, Numbers numbers,
                 float* out) {
   alignas(64) float stripe[kStripe * kWidth];
+  if (numbers == Numbers::kTiles) std::fill_n(out, Panels::steps_of(depth, numbers) * kWidth, 0.0F);
   for (std::int64_t first = 0; first < depth; first += kStripe) {
     const std::int64_t count = std::min(kStripe, depth - first);
     if (numbers == Numbers::kFloat) {
@@ -49,20 +66,22 @@ void pack_panel(const Source& source, std::int64_t valid, std::int64_t depth, Nu
       continue;
     }
     if (count % 2 != 0) std::fill_n(stripe + count * kWidth, kWidth, 0.0F);
-    float* pairs = out + first / 2 * kWidth;
-    for (std::int64_t k = 0; k < count; k += 2)
+    for (std::int64_t k = 0; k < count; k += 2) {
+      const float* low = stripe + k * kWidth;
+      const std::int64_t pair = (first + k) / 2;
       for (std::int64_t lane = 0; lane < kWidth; ++lane) {
-        const std::uint32_t low = to_bf16(stripe[k * kWidth + lane]);
-        const std::uint32_t high = to_bf16(stripe[(k + 1) * kWidth + lane]);
-        const std::uint32_t both = low | high << 16;
-        std::memcpy(pairs + k / 2 * kWidth + lane, &both, sizeof(both));
+        float* to = numbers == Numbers::kPairs ? out + pair * kWidth + lane
+                                               : place_in_tiles<kWidth>(out, pair, lane);
+        *to = pair_of(low[lane], low[kWidth + lane]);
       }
+    }
   }
 }
 
 }  // namespace
 
 Numbers bf16_numbers() {
+  if (current_isa() == Isa::kAmx) return Numbers::kTiles;
   return current_isa() == Isa::kAvx512Bf16 ? Numbers::kPairs : Numbers::kRounded;
 }
 
@@ -72,7 +91,7 @@ Panels::Panels(std::int64_t lanes, std::int64_t depth, std::int64_t width, Numbe
       width_(width),
       numbers_(numbers),
       memory_((lanes + width - 1) / width * width * steps_of(depth, numbers)) {
-  SAE_CHECK(width == kBlockRows || width == kBlockColumns, "panels of {} lanes", width);
+  SAE_CHECK(width == left_width(numbers) || width == kBlockColumns, "panels of {} lanes", width);
 }
 
 void Panels::pack(const Source& source, std::int64_t index) {
@@ -92,7 +111,9 @@ void Panels::pack_chunk(const Source& source, std::int64_t index, std::int64_t c
       memory_.data() + (index * steps() + chunk * steps_of(kDepthChunk, numbers_)) * width_;
   Source lanes = source;
   lanes.data += source.lane_offset(first);
-  if (width_ == kBlockRows)
+  if (width_ == kTileLanes)
+    pack_panel<kTileLanes>(lanes, valid, depth_of_chunk(chunk), numbers_, out);
+  else if (width_ == kBlockRows)
     pack_panel<kBlockRows>(lanes, valid, depth_of_chunk(chunk), numbers_, out);
   else
     pack_panel<kBlockColumns>(lanes, valid, depth_of_chunk(chunk), numbers_, out);

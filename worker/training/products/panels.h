@@ -4,6 +4,10 @@
 // x kBlockColumns. Panel p of the left operand holds rows p * 8 and on as [depth][8], of the right
 // one columns p * 32 and on as [depth][32]; lanes past the edge are zero. Panels of pairs hold two
 // neighbouring depths as bf16 side by side in the space of one float (an odd depth ends in a zero).
+//
+// Tiles are what AMX multiplies: 16 lanes x 16 such pairs, a kilobyte each. A panel of the left
+// operand is 16 lanes wide, [depth / 32][16 lanes][16 pairs], one of the right operand
+// [depth / 32][2][16 pairs][16 lanes]; the depth is filled up with zeros.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +19,7 @@
 namespace saesweep::worker::products {
 
 inline constexpr std::int64_t kBlockRows = 8, kBlockColumns = 32;
+inline constexpr std::int64_t kTileLanes = 16, kTilePairs = 16, kTileFloats = 256;
 // Sums run over chunks of this depth, one term after another, and over the chunks in order: part of
 // the numerics.
 inline constexpr std::int64_t kDepthChunk = 512;
@@ -23,7 +28,12 @@ enum class Numbers : std::uint8_t {
   kFloat,    // as they are
   kRounded,  // rounded to bf16, held as fp32: where no instruction multiplies pairs
   kPairs,    // rounded to bf16, two in the space of one float
+  kTiles,    // pairs in tiles
 };
+// Lanes of a panel of the left operand.
+constexpr std::int64_t left_width(Numbers numbers) {
+  return numbers == Numbers::kTiles ? kTileLanes : kBlockRows;
+}
 // How the current instruction set multiplies bf16.
 Numbers bf16_numbers();
 
@@ -50,7 +60,7 @@ struct Source {
 
 class Panels {
  public:
-  // width: kBlockRows for a left operand, kBlockColumns for a right one.
+  // width: left_width(numbers) for a left operand, kBlockColumns for a right one.
   Panels(std::int64_t lanes, std::int64_t depth, std::int64_t width, Numbers numbers);
 
   std::int64_t count() const { return (lanes_ + width_ - 1) / width_; }
@@ -65,7 +75,16 @@ class Panels {
     return memory_.data() + (index * steps() + chunk * steps_of(kDepthChunk, numbers_)) * width_;
   }
   static std::int64_t steps_of(std::int64_t depth, Numbers numbers) {
-    return numbers == Numbers::kPairs ? (depth + 1) / 2 : depth;
+    switch (numbers) {
+      case Numbers::kFloat:
+      case Numbers::kRounded:
+        return depth;
+      case Numbers::kPairs:
+        return (depth + 1) / 2;
+      case Numbers::kTiles:
+        return (depth + 2 * kTilePairs - 1) / (2 * kTilePairs) * kTilePairs;
+    }
+    return 0;
   }
 
   std::int64_t chunks() const {

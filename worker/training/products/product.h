@@ -2,6 +2,7 @@
 // element's bytes depend on its row, its column and the instruction set alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "worker/training/products/block.h"
@@ -14,8 +15,24 @@ namespace saesweep::worker::products {
 // of the left operand for each panel of the right one.
 template <class Take>
 void for_each_block(const Panels& left, const Panels& right, const Take& take) {
+  alignas(64) float block[2 * kTileLanes * kBlockColumns];
+  if (left.numbers() == Numbers::kTiles) {
+    const TileProducts multiply;
+    for (std::int64_t column = 0; column < right.count(); ++column)
+      for (std::int64_t row = 0; row < left.count(); row += 2) {
+        const bool both = row + 1 < left.count();
+        for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk)
+          multiply(left.panel(row, chunk), both ? left.panel(row + 1, chunk) : nullptr,
+                   right.panel(column, chunk), left.steps_of_chunk(chunk), block, kBlockColumns,
+                   chunk > 0);
+        const std::int64_t first = row * kTileLanes;
+        const std::int64_t end = std::min(left.lanes(), first + (both ? 2 : 1) * kTileLanes);
+        for (std::int64_t at = first; at < end; at += kBlockRows)
+          take(at, column * kBlockColumns, block + (at - first) * kBlockColumns);
+      }
+    return;
+  }
   const BlockKernel kernel = block_kernel(left.numbers());
-  alignas(64) float block[kBlockRows * kBlockColumns];
   for (std::int64_t column = 0; column < right.count(); ++column)
     for (std::int64_t row = 0; row < left.count(); ++row) {
       for (std::int64_t chunk = 0; chunk < left.chunks(); ++chunk)

@@ -42,7 +42,7 @@ Panels packed(const Source& source, std::int64_t lanes, std::int64_t depth, std:
 
 // left [rows, depth] x right [columns, depth] transposed.
 std::vector<float> product(const Matrix& left, const Matrix& right, Numbers numbers) {
-  const Panels a = packed(left.by_rows(), left.rows, left.columns, kBlockRows, numbers);
+  const Panels a = packed(left.by_rows(), left.rows, left.columns, left_width(numbers), numbers);
   const Panels b = packed(right.by_rows(), right.rows, right.columns, kBlockColumns, numbers);
   std::vector<float> out(static_cast<std::size_t>(left.rows * right.rows), -7.0F);
   multiply(a, b, out.data(), right.rows);
@@ -86,8 +86,9 @@ TEST(Products, AreTheSumsOfTheirTermsOnEveryInstructionSet) {
       EXPECT_LT(error_in_units(product(left, right, Numbers::kFloat), left, right, 0x1p-20), 1)
           << to_string(isa) << " depth " << shape.depth;
       // Two factors rounded to 8 bits.
-      EXPECT_LT(error_in_units(product(left, right, bf16_numbers()), left, right, 0x1p-7), 1)
-          << to_string(isa) << " depth " << shape.depth;
+      for (const Numbers numbers : {bf16_numbers(), Numbers::kTiles})
+        EXPECT_LT(error_in_units(product(left, right, numbers), left, right, 0x1p-7), 1)
+            << to_string(isa) << " depth " << shape.depth;
     }
   }
 }
@@ -113,9 +114,11 @@ TEST(Products, OfBFloat16AreThoseOfRoundedOperands) {
   for (float& value : right_rounded.values) value = from_bf16(to_bf16(value));
   for (const Isa isa : runnable_isas()) {
     const ForcedIsa forced(isa);
-    const auto got = product(left, right, bf16_numbers());
-    EXPECT_LT(error_in_units(got, left_rounded, right_rounded, 0x1p-20), 1) << to_string(isa);
-    EXPECT_GT(error_in_units(got, left, right, 0x1p-20), 10) << "nothing was rounded";
+    for (const Numbers numbers : {bf16_numbers(), Numbers::kTiles}) {
+      const auto got = product(left, right, numbers);
+      EXPECT_LT(error_in_units(got, left_rounded, right_rounded, 0x1p-20), 1) << to_string(isa);
+      EXPECT_GT(error_in_units(got, left, right, 0x1p-20), 10) << "nothing was rounded";
+    }
   }
 }
 
@@ -123,10 +126,10 @@ TEST(Products, BlockByBlockAreThoseOfTheWhole) {
   const Matrix left = normal(30, 1500, 7), right = normal(70, 1500, 8);
   for (const Isa isa : runnable_isas()) {
     const ForcedIsa forced(isa);
-    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers()}) {
+    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers(), Numbers::kTiles}) {
       const auto want = product(left, right, numbers);
       std::vector<float> got(want.size());
-      for_each_block(packed(left.by_rows(), 30, 1500, kBlockRows, numbers),
+      for_each_block(packed(left.by_rows(), 30, 1500, left_width(numbers), numbers),
                      packed(right.by_rows(), 70, 1500, kBlockColumns, numbers),
                      [&](std::int64_t row, std::int64_t column, const float* block) {
                        for (std::int64_t i = 0; i < kBlockRows; ++i)
@@ -148,7 +151,7 @@ TEST(Products, OfARowDoNotDependOnItsNeighbours) {
   const Matrix left = normal(24, 600, 9), right = normal(64, 600, 10);
   for (const Isa isa : runnable_isas()) {
     const ForcedIsa forced(isa);
-    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers()}) {
+    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers(), Numbers::kTiles}) {
       const auto together = product(left, right, numbers);
       for (std::int64_t row = 0; row < 24; ++row) {
         const Matrix alone{
@@ -166,8 +169,9 @@ TEST(Panels, FromRowsFromColumnsAndChunkByChunkAreTheSame) {
   for (std::int64_t i = 0; i < 45; ++i)
     for (std::int64_t k = 0; k < 1200; ++k)
       transposed.values[static_cast<std::size_t>(k * 45 + i)] = matrix.at(i, k);
-  for (const std::int64_t width : {kBlockRows, kBlockColumns})
-    for (const Numbers numbers : {Numbers::kFloat, Numbers::kRounded, Numbers::kPairs}) {
+  for (const Numbers numbers :
+       {Numbers::kFloat, Numbers::kRounded, Numbers::kPairs, Numbers::kTiles})
+    for (const std::int64_t width : {left_width(numbers), kBlockColumns}) {
       const Panels a = packed(matrix.by_rows(), 45, 1200, width, numbers);
       const Panels b = packed(transposed.by_columns(), 45, 1200, width, numbers);
       Panels c(45, 1200, width, numbers);
@@ -182,7 +186,7 @@ TEST(Panels, FromRowsFromColumnsAndChunkByChunkAreTheSame) {
 TEST(Products, OfNumbersThatAreNotFiniteAreNotFinite) {
   for (const Isa isa : runnable_isas()) {
     const ForcedIsa forced(isa);
-    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers()})
+    for (const Numbers numbers : {Numbers::kFloat, bf16_numbers(), Numbers::kTiles})
       for (const float bad :
            {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
         Matrix left = normal(9, 50, 12);
