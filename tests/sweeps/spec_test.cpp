@@ -109,22 +109,22 @@ TEST(SpecTest, JsonThatIsNoSpecIsRefusedByName) {
 
 // Results are stored under these: they must never change while the numerics version stays.
 TEST(SpecTest, IdentitiesOfKnownSpecsAreTheGoldenOnes) {
-  ASSERT_EQ(kNumericsVersion, 3);
+  ASSERT_EQ(kNumericsVersion, 4);
   EXPECT_EQ(example().identity().hex(),
-            "f282841e3f4fb3c42fd30346dc4498fad97caee3f125bd18ecf2a004ca34316b");
+            "586b80cac8765231408302423c4ac8a1bd7c4b5eb8baa6b21873b5227d978e44");
   const BaselineSpec pca{.name = "pca",
                          .hook = "blocks.2.hook_resid_post",
                          .stream = example().stream,
                          .training = {}};
   EXPECT_EQ(pca.identity().hex(),
-            "cbc9e9ea0a3be8ba4ab028e7f4a53da24d997a97610e474f8cddc5b8f86d244e");
+            "509a006726a6147c6042a2e6068d922c2b061369546cf705f3b28b2542d94d1a");
   EXPECT_EQ(
       score_identity(example().identity(), {.kind = "core", .tokens = 40'000, .games = 0}, 1).hex(),
-      "c9374c1c997b4b85ff020000e8ad9ba9181f72b52620667d25783e4f2f8a9f7c");
+      "0b9dbbb5c3487a3f4bcf79de5d963878923de7f86b13a1e1728a6603ac86d503");
   TrainLmSpec lm;
   lm.data = example().stream.data;
   EXPECT_EQ(lm.identity().hex(),
-            "f474d5713aff3a498942972d59661f3560410bc6af7cd6e858f1aa8103042568");
+            "319e43d5c3783d4942bcecea6e79ae47f0e55b0ad24e63aa56a0c444a0215487");
 }
 
 TEST(SpecTest, NamesAndPathsAreNotPartOfAnIdentity) {

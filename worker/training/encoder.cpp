@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "worker/training/kernels.h"
 #include "worker/training/packing.h"
@@ -28,7 +29,7 @@ struct Lengths {
 };
 
 // Rounded up.
-float above(double value) { return static_cast<float>(value * (1 + 0x1p-20)); }
+float up(double value) { return static_cast<float>(value * (1 + 0x1p-20)); }
 
 RowLimit limit_of_filter(const float* row, std::int64_t d, Numbers numbers, float threshold) {
   const Lengths lengths(row, d, numbers);
@@ -38,7 +39,17 @@ RowLimit limit_of_filter(const float* row, std::int64_t d, Numbers numbers, floa
   const double sums = static_cast<double>(d + 64) * 0x1p-23 * (lengths.whole + as_multiplied);
   // Against its own rounding, and against sums that are flushed to zero.
   return {static_cast<float>(threshold - std::abs(threshold) * 0x1p-20 - 0x1p-100),
-          above(lengths.rounding + sums), above(as_multiplied)};
+          up(lengths.rounding + sums), up(as_multiplied)};
+}
+
+// By latents, those of one in the order in which they were (a counting sort).
+std::vector<Hit> by_latent(const std::vector<Hit>& hits, std::int64_t latents) {
+  std::vector<std::size_t> next(static_cast<std::size_t>(latents) + 1, 0);
+  for (const Hit& hit : hits) ++next[static_cast<std::size_t>(hit.latent) + 1];
+  for (std::size_t latent = 1; latent < next.size(); ++latent) next[latent] += next[latent - 1];
+  std::vector<Hit> sorted(hits.size());
+  for (const Hit& hit : hits) sorted[next[static_cast<std::size_t>(hit.latent)]++] = hit;
+  return sorted;
 }
 
 }  // namespace
@@ -64,8 +75,8 @@ PackedEncoder pack_filter(ThreadPool& pool, const float* w_enc, const float* bia
       const auto at = static_cast<std::size_t>(latent);
       const Lengths lengths(w_enc + latent * d, d, filter);
       encoder.floors[at] = -std::abs(bias[latent]) * 0x1p-20F;
-      encoder.norms[at] = lengths.is_usable() ? above(lengths.whole) : kNaN;
-      encoder.roundings[at] = above(lengths.rounding);
+      encoder.norms[at] = lengths.is_usable() ? up(lengths.whole) : kNaN;
+      encoder.roundings[at] = up(lengths.rounding);
     }
   });
   return encoder;
@@ -82,8 +93,8 @@ Numbers filter_numbers() {
   return numbers == Numbers::kRounded ? Numbers::kFloat : numbers;
 }
 
-bool collect_above(const PackedEncoder& encoder, const float* rows,
-                   const std::vector<float>& thresholds, std::vector<Hit>& hits) {
+Above collect_above(const PackedEncoder& encoder, const float* rows,
+                    const std::vector<float>& thresholds, std::size_t expected) {
   const auto count = std::ssize(thresholds);
   const std::int64_t d = encoder.panels.depth();
   const Numbers numbers = encoder.panels.numbers();
@@ -95,25 +106,28 @@ bool collect_above(const PackedEncoder& encoder, const float* rows,
                          ? RowLimit{.threshold = threshold}
                          : limit_of_filter(rows + row * d, d, numbers, threshold));
   }
-  const std::size_t before = hits.size();
+  std::vector<Hit> hits;
+  hits.reserve(expected);
   products::collect_hits(left_operand(rows_of(rows, d), count, d, numbers), encoder, limits, hits);
-  std::size_t kept = before;
-  bool finite = true;
-  for (std::size_t at = before; at < hits.size(); ++at) {
-    Hit hit = hits[at];
+  // Latent by latent, so that each row of W_enc is fetched once.
+  if (encoder.again != nullptr) hits = by_latent(hits, encoder.panels.lanes());
+  Above above;
+  std::size_t kept = 0;
+  for (Hit hit : hits) {
     if (encoder.again != nullptr) {
       hit.value = kernels::dot(rows + hit.row * d, encoder.again + hit.latent * d, d) +
                   encoder.bias[static_cast<std::size_t>(hit.latent)];
       if (hit.value <= thresholds[static_cast<std::size_t>(hit.row)]) continue;
     }
     if (!std::isfinite(hit.value)) {
-      finite = false;
+      above.finite = false;
       continue;
     }
     hits[kept++] = hit;
   }
   hits.resize(kept);
-  return finite;
+  above.hits = std::move(hits);
+  return above;
 }
 
 }  // namespace saesweep::worker

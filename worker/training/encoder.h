@@ -39,10 +39,14 @@ bool is_filtered(const sweeps::TrainingSpec& spec, std::int64_t k, std::int64_t 
 // The fastest filter of the current instruction set.
 products::Numbers filter_numbers();
 
-// All pre-activations above their row's threshold plus their latent's floor, row by row within
-// every panel of latents. Returns false if one of them is not finite, which is left out.
-//   rows: [thresholds.size(), d]
-bool collect_above(const PackedEncoder& encoder, const float* rows,
-                   const std::vector<float>& thresholds, std::vector<products::Hit>& hits);
+// All pre-activations above their row's threshold plus their latent's floor, those of a row in
+// order of latents; what is not finite is left out.
+//   rows: [thresholds.size(), d]; expected: about so many hits
+struct Above {
+  std::vector<products::Hit> hits;
+  bool finite = true;
+};
+Above collect_above(const PackedEncoder& encoder, const float* rows,
+                    const std::vector<float>& thresholds, std::size_t expected);
 
 }  // namespace saesweep::worker

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::int64_t kPiece = 256;  // of a row that is worked on in the first-level cache
 constexpr std::int64_t kLanes = 16;   // partial sums kept apart, added at the end in order
+using Line = float __attribute__((vector_size(64)));
 
 }  // namespace
 
@@ -36,7 +37,6 @@ SAE_VECTOR_CLONES void axpy4(const float* __restrict a, const float* const* x, f
 
 SAE_VECTOR_CLONES void dot4(const float* __restrict x, const float* const* y, float* __restrict out,
                             std::int64_t n) {
-  using Line = float __attribute__((vector_size(64)));
   Line lanes0{}, lanes1{}, lanes2{}, lanes3{};
   const float *y0 = y[0], *y1 = y[1], *y2 = y[2], *y3 = y[3];
   std::int64_t i = 0;
@@ -66,13 +66,17 @@ SAE_VECTOR_CLONES void divide(float by, float* __restrict x, std::int64_t n) {
 }
 
 SAE_VECTOR_CLONES float dot(const float* __restrict x, const float* __restrict y, std::int64_t n) {
-  float lanes[kLanes] = {};
+  Line lanes{};
   std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * y[i + lane];
+  for (; i + kLanes <= n; i += kLanes) {
+    Line of_x, of_y;
+    std::memcpy(&of_x, x + i, sizeof(Line));
+    std::memcpy(&of_y, y + i, sizeof(Line));
+    lanes += of_x * of_y;
+  }
   float sum = 0;
   for (; i < n; ++i) sum += x[i] * y[i];
-  for (const float lane : lanes) sum += lane;
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
   return sum;
 }
 
@@ -160,7 +164,6 @@ SAE_VECTOR_CLONES void gather_slice(const Touch* __restrict touches, std::int64_
                                     const float* __restrict slice, bool add,
                                     float* __restrict first, float* __restrict second,
                                     std::int64_t first_width, std::int64_t second_width) {
-  using Line = float __attribute__((vector_size(64)));
   Line sum_first{}, sum_second{};
   const auto first_bytes = static_cast<std::size_t>(first_width) * sizeof(float);
   const auto second_bytes = static_cast<std::size_t>(second_width) * sizeof(float);

@@ -117,12 +117,11 @@ class RowSelection {
  private:
   ByRow collect(const float* data, const std::vector<float>& thresholds, bool& finite) const {
     const auto count = std::ssize(thresholds);
-    std::vector<Hit> hits;
-    if (count > 0) {
-      hits.reserve(static_cast<std::size_t>(2 * count * k_));
-      if (!collect_above(encoder_, data, thresholds, hits)) finite = false;
-    }
-    return {hits, count};
+    if (count == 0) return {{}, 0};
+    const Above found =
+        collect_above(encoder_, data, thresholds, static_cast<std::size_t>(2 * count * k_));
+    finite = finite && found.finite;
+    return {found.hits, count};
   }
 
   const CentredRows& rows_;
@@ -135,11 +134,11 @@ class RowSelection {
 TileResult above(const CentredRows& rows, const PackedEncoder& encoder, float threshold,
                  std::int64_t first, std::int64_t count, std::int64_t* counts) {
   TileResult result;
-  std::vector<Hit> hits;
-  result.finite =
+  const Above all =
       collect_above(encoder, rows.data + first * rows.d,
-                    std::vector<float>(static_cast<std::size_t>(count), threshold), hits);
-  ByRow found(hits, count);
+                    std::vector<float>(static_cast<std::size_t>(count), threshold), 0);
+  result.finite = all.finite;
+  ByRow found(all.hits, count);
   for (std::int64_t row = 0; row < count; ++row) counts[row] = std::ssize(found.row(row));
   result.codes = std::move(found.codes);
   return result;

@@ -15,7 +15,6 @@
 namespace saesweep::worker::test {
 namespace {
 
-using products::Hit;
 using products::Isa;
 using products::Numbers;
 
@@ -37,15 +36,14 @@ struct EncoderTest : testing::Test {
 
   // What is above the threshold, and whether all of it is finite.
   std::pair<Found, bool> filtered(Numbers numbers, const std::vector<float>& thresholds) {
-    std::vector<Hit> hits;
-    const bool finite =
+    const Above above =
         collect_above(pack_filter(pool, w_enc.const_data_ptr<float>(), bias.const_data_ptr<float>(),
                                   kLatents, kInputs, numbers),
-                      x.const_data_ptr<float>(), thresholds, hits);
+                      x.const_data_ptr<float>(), thresholds, 0);
     Found found;
-    for (const Hit& hit : hits) found.emplace_back(hit.row, hit.latent, hit.value);
+    for (const products::Hit& hit : above.hits) found.emplace_back(hit.row, hit.latent, hit.value);
     std::ranges::sort(found);
-    return {found, finite};
+    return {found, above.finite};
   }
   float value(std::int64_t row, std::int64_t latent) const {
     return kernels::dot(x.const_data_ptr<float>() + row * kInputs,
