@@ -69,16 +69,24 @@ __attribute__((target("avx512f,avx512bf16"))) void block_avx512_bf16(const float
     }
 }
 
+// Eight tiles of 16 rows of 64 bytes (Intel 64 and IA-32 Architectures Software Developer's Manual,
+// volume 2, LDTILECFG). A constant in memory: to g++ 12 the instruction reads its first bytes only.
+struct alignas(64) TileConfig {
+  std::uint8_t palette, start_row, reserved[14];
+  std::uint16_t bytes[16];
+  std::uint8_t rows[16];
+};
+static_assert(sizeof(TileConfig) == 64);
+extern const TileConfig kTileConfig;
+const TileConfig kTileConfig{
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+// To g++ 12 loads of tiles read nothing either: what was written before is in memory by then.
+inline void everything_is_in_memory() { __asm__ volatile("" ::: "memory"); }
+
 __attribute__((target("amx-tile"))) void configure_amx() {
-  // Eight tiles of 16 rows of 64 bytes (Intel 64 and IA-32 Architectures Software Developer's
-  // Manual, volume 2, LDTILECFG).
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  static_assert(sizeof(config) == 64);
-  _tile_loadconfig(&config);
+  everything_is_in_memory();
+  _tile_loadconfig(&kTileConfig);
 }
 __attribute__((target("amx-tile"))) void release_amx() { _tile_release(); }
 
@@ -90,6 +98,7 @@ __attribute__((target("amx-tile,amx-bf16"))) void tiles_amx(const float* left, c
   constexpr std::int64_t kLine = 64;
   const auto line = static_cast<std::size_t>(stride) * sizeof(float);
   float* under = out + kTileLanes * stride;
+  everything_is_in_memory();
   if (add) {
     _tile_loadd(0, out, line);
     _tile_loadd(1, out + kTileLanes, line);
@@ -128,6 +137,7 @@ __attribute__((target("amx-tile,amx-bf16"))) void tiles_amx(const float* left, c
   }
   _tile_stored(0, out, line);
   _tile_stored(1, out + kTileLanes, line);
+  everything_is_in_memory();
 }
 
 // 16 registers: a quarter of the block (4 rows of 2 x 8 columns) at a time.
