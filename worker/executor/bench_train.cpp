@@ -26,8 +26,8 @@
 #include "worker/training/cohort.h"
 #include "worker/training/encoder.h"
 #include "worker/training/packing.h"
-#include "worker/training/products/isa.h"
-#include "worker/training/products/product.h"
+#include "worker/products/isa.h"
+#include "worker/products/product.h"
 #include "worker/training/sae_trainer.h"
 
 namespace saesweep::worker {

@@ -9,7 +9,7 @@
 
 #include "core/check.h"
 #include "worker/thrown.h"
-#include "worker/training/products/scratch.h"
+#include "worker/products/scratch.h"
 
 namespace saesweep::worker {
 

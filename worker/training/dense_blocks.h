@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "worker/training/products/panels.h"
+#include "worker/products/panels.h"
 
 namespace saesweep::worker::dense_blocks {
 

@@ -18,7 +18,7 @@
 
 #include "sweeps/spec.h"
 #include "worker/parallel/thread_pool.h"
-#include "worker/training/products/hits.h"
+#include "worker/products/hits.h"
 
 namespace saesweep::worker {
 

@@ -1,11 +1,11 @@
-// Tensors as operands of products (worker/training/products), packed on all threads.
+// Tensors as operands of products (worker/products), packed on all threads.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "sweeps/spec.h"
 #include "worker/parallel/thread_pool.h"
-#include "worker/training/products/product.h"
+#include "worker/products/product.h"
 
 namespace saesweep::worker {
 

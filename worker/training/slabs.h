@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "worker/training/products/panels.h"
-#include "worker/training/products/scratch.h"
+#include "worker/products/panels.h"
+#include "worker/products/scratch.h"
 
 namespace saesweep::worker {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "worker/parallel/thread_pool.h"
-#include "worker/training/products/scratch.h"
+#include "worker/products/scratch.h"
 #include "worker/training/sparse_codes.h"
 
 namespace saesweep::worker {

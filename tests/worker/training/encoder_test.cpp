@@ -9,7 +9,7 @@
 
 #include "tests/worker/training/trainers.h"
 #include "worker/training/kernels.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 #include "worker/training/selection.h"
 
 namespace saesweep::worker::test {

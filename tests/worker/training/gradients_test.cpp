@@ -1,7 +1,7 @@
 // The hand-written passes against LibTorch's autograd in double, and what must hold between
 // architectures.
 #include "tests/worker/training/reference.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {

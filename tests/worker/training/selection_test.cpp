@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "tests/worker/training/trainers.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {

@@ -6,7 +6,7 @@
 #include "tests/support/temp_dir.h"
 #include "tests/worker/training/trainers.h"
 #include "worker/training/cohort.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "worker/training/products/product.h"
+#include "worker/products/product.h"
 
 #include <algorithm>
 #include <ctime>

@@ -1,4 +1,4 @@
-#include "worker/training/products/scratch.h"
+#include "worker/products/scratch.h"
 
 #include <sys/mman.h>
 

@@ -1,11 +1,11 @@
-#include "worker/training/products/panels.h"
+#include "worker/products/panels.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "core/check.h"
 #include "core/dtype.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::products {
 namespace {

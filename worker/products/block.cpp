@@ -1,11 +1,11 @@
-#include "worker/training/products/block.h"
+#include "worker/products/block.h"
 
 #include <cstring>
 #include <utility>
 
 #include "core/check.h"
 #include "core/dtype.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::products {
 

@@ -3,8 +3,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "worker/training/products/block.h"
-#include "worker/training/products/hits.h"
+#include "worker/products/block.h"
+#include "worker/products/hits.h"
 
 namespace saesweep::worker::products {
 

@@ -1,5 +1,5 @@
 // Products in blocks: against sums in double, and the instruction sets against each other.
-#include "worker/training/products/product.h"
+#include "worker/products/product.h"
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include "core/dtype.h"
 #include "core/philox.h"
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 namespace saesweep::worker::products {
 namespace {

@@ -1,4 +1,4 @@
-#include "worker/training/products/isa.h"
+#include "worker/products/isa.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "worker/training/products/scratch.h"
+#include "worker/products/scratch.h"
 
 namespace saesweep::worker::products {
 

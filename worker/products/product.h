@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "worker/training/products/block.h"
-#include "worker/training/products/panels.h"
+#include "worker/products/block.h"
+#include "worker/products/panels.h"
 
 namespace saesweep::worker::products {
 

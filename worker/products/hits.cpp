@@ -1,13 +1,13 @@
-#include "worker/training/products/hits.h"
+#include "worker/products/hits.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
 #include "core/check.h"
-#include "worker/training/products/block.h"
-#include "worker/training/products/isa.h"
-#include "worker/training/products/product.h"
+#include "worker/products/block.h"
+#include "worker/products/isa.h"
+#include "worker/products/product.h"
 
 namespace saesweep::worker::products {
 namespace {

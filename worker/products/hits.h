@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "worker/training/products/panels.h"
+#include "worker/products/panels.h"
 
 namespace saesweep::worker::products {
 
