@@ -20,6 +20,9 @@ constexpr double kModelFlops = 80e9;
 constexpr double kAdamBytes = 28, kMemoryBandwidth = 20e9;
 constexpr double kStartSeconds = 3;
 
+// Threads of a slot, on the machine that the times are of.
+constexpr unsigned kThreads = 2;
+
 // As the activation streams cut it: rows permuted together.
 std::uint64_t group_bytes(const PlannedStream& stream) {
   constexpr std::uint64_t kMaxRows = std::uint64_t{1} << 20, kMaxBytes = std::uint64_t{1} << 30;
@@ -90,6 +93,39 @@ SweepEstimate estimate_train_lm(const TrainLmSpec& lm) {
   return result;
 }
 
+// Blocks that a pass from a hook on goes through, that of the hook included where it is not its
+// end.
+std::uint64_t blocks_from(const ModelShape& model, std::string_view hook) {
+  if (hook == "ln_final.hook_normalized") return 0;
+  const std::uint64_t block = hook_block(model, hook).value_or(0);
+  return model.layers - block - (hook.ends_with("hook_resid_post") ? 1 : 0);
+}
+
+// Of the trials of a stream that read documents, the largest.
+std::uint64_t splice_memory(const TrainingSpec& spec, const PlannedStream& stream) {
+  if (!is_end_to_end(spec.architecture) || !stream.shape) return 0;
+  return estimated_splice_memory(
+      *stream.shape,
+      {stream.spec.hook, spec.batch, static_cast<double>(stream.rows_per_document),
+       spec.in_to_orig > 0},
+      kThreads);
+}
+
+// What a run holds of its stream: a shuffle group, or what the model says.
+std::uint64_t held_beside(const TrainingSpec& spec, const PlannedStream& stream) {
+  return is_end_to_end(spec.architecture) ? splice_memory(spec, stream) : group_bytes(stream);
+}
+
+// Its model as it is, with the reconstruction in place, and the way back.
+double splice_seconds(const TrainingSpec& spec, const PlannedStream& stream) {
+  if (!is_end_to_end(spec.architecture) || !stream.shape) return 0;
+  const ModelShape& model = *stream.shape;
+  const std::uint64_t head = model.d_model * model.vocabulary;
+  const std::uint64_t whole = parameters_up_to(model, "ln_final.hook_normalized") + head;
+  const std::uint64_t behind = whole - stream.model_parameters;
+  return model_seconds(whole + 2 * behind, static_cast<double>(spec.steps() * spec.batch));
+}
+
 std::string gibibytes(std::uint64_t bytes) {
   return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
@@ -101,6 +137,25 @@ std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t 
   // gradient each; pre-activations, features and their gradient.
   const std::uint64_t of_rows = (3 + spec.group_fractions.size()) * d_in + 3 * spec.d_sae;
   return 4 * (4 * parameters(spec, d_in) + spec.batch * of_rows);
+}
+
+std::uint64_t estimated_splice_memory(const ModelShape& model, const SpliceShape& splice,
+                                      unsigned threads) {
+  const double documents =
+      std::ceil(static_cast<double>(splice.batch) / std::max(1.0, splice.rows_per_document)) + 1;
+  const auto pieces =
+      static_cast<std::uint64_t>(std::ceil(documents / static_cast<double>(kDocumentsPerForward)));
+  const std::uint64_t positions =
+      static_cast<std::uint64_t>(kDocumentsPerForward) * model.context;  // of a piece
+  const std::uint64_t blocks = blocks_from(model, splice.hook);
+  // Kept of every piece: logits, where the spliced pass begins, what is compared.
+  const std::uint64_t kept =
+      model.vocabulary + (1 + (splice.downstream ? blocks : 0)) * model.d_model;
+  // Of a piece that is spliced: logits, their logarithms and differences; of a block what its
+  // products and norms keep for the way back, about.
+  const std::uint64_t on_the_way =
+      6 * model.vocabulary + blocks * (14 * model.d_model + 3 * model.d_mlp);
+  return 4 * positions * (pieces * kept + std::min<std::uint64_t>(threads, pieces) * on_the_way);
 }
 
 std::uint64_t estimated_lm_memory(const TrainLmSpec& spec) {
@@ -120,7 +175,7 @@ SweepEstimate estimate(const SweepPlan& plan) {
   result.seconds = kStartSeconds;
 
   struct PerStream {
-    std::uint64_t training_bytes = 0, largest = 0;
+    std::uint64_t training_bytes = 0, largest = 0, spliced_bytes = 0;
     double passes = 0;
   };
   std::map<std::string, PerStream> streams;
@@ -129,14 +184,12 @@ SweepEstimate estimate(const SweepPlan& plan) {
     PerStream& per = streams[stream.spec.label()];
     per.training_bytes += bytes;
     per.largest = std::max(per.largest, bytes);
+    per.spliced_bytes = std::max(per.spliced_bytes, splice_memory(spec, stream));
     per.passes = std::max(
         per.passes, static_cast<double>(spec.tokens) / static_cast<double>(stream.spec.tokens));
     result.tokens += spec.steps() * spec.batch;
     result.seconds += training_seconds(spec, stream.d_in);
-    // As it is, with the reconstruction in place, and the way back.
-    if (is_end_to_end(spec.architecture))
-      result.seconds += model_seconds(4 * stream.model_parameters,
-                                      static_cast<double>(spec.steps() * spec.batch));
+    result.seconds += splice_seconds(spec, stream);
     // A checkpoint holds weights and moments; the dictionary and its curve and scores are kept.
     result.disk_bytes += parameters(spec, stream.d_in) * 4 * (3 + 1) + 200 * spec.d_sae;
   };
@@ -160,7 +213,8 @@ SweepEstimate estimate(const SweepPlan& plan) {
     result.seconds +=
         model_seconds(stream.model_parameters, harvested * static_cast<double>(stream.spec.tokens));
     // All trials of a stream train together if memory allows, else in turns.
-    const std::uint64_t idle = slots * (kExecutorBytes + group_bytes(stream));
+    const std::uint64_t idle =
+        slots * (kExecutorBytes + std::max(group_bytes(stream), per.spliced_bytes));
     const std::uint64_t together = idle + per.training_bytes;
     const std::uint64_t least = idle + slots * per.largest;
     result.memory_bytes = std::max(
@@ -196,7 +250,7 @@ std::vector<std::string> warnings_of(const SweepPlan& plan) {
     for (const PlannedStream& stream : plan.streams)
       if (stream.spec == trial.spec.stream)
         largest =
-            std::max(largest, kExecutorBytes + group_bytes(stream) +
+            std::max(largest, kExecutorBytes + held_beside(trial.spec.training, stream) +
                                   estimated_training_memory(trial.spec.training, stream.d_in));
   }
   if (passes > kManyPasses)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "sweeps/sweep_plan.h"
@@ -15,6 +16,18 @@ inline constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
 // What training one SAE takes beside the stream it reads: parameters, gradients, Adam's moments,
 // activations of a batch.
 std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in);
+
+// What trials that read documents hold of the model, once for a run of them and whatever their
+// number: what it says of a batch as it is, and of the micro-batches that `threads` splice at once
+// what the way back needs. rows_per_document: on average, or at most.
+struct SpliceShape {
+  std::string_view hook;
+  std::uint64_t batch = 0;
+  double rows_per_document = 1;
+  bool downstream = false;  // in_to_orig of one is not 0
+};
+std::uint64_t estimated_splice_memory(const ModelShape& model, const SpliceShape& splice,
+                                      unsigned threads);
 
 // What training a language model takes: the games, weights, gradients and moments, activations of a
 // batch.

@@ -55,9 +55,11 @@ bool with_l1(Architecture a) { return penalised(a) && !jumps(a); }
 bool with_l0_target(Architecture a) { return penalised(a); }
 bool annealed(Architecture a) { return a == kPAnneal || a == kGatedPAnneal; }
 bool over_batch(Architecture a) { return a == kBatchTopK || a == kMatryoshka; }
+bool end_to_end(Architecture a) { return is_end_to_end(a); }
 bool nested(Architecture a) { return a == kMatryoshka; }
 bool single(Architecture a) { return !is_joint(a); }
 
+constexpr std::array kLrSchedules{"linear"sv, "cosine"sv};
 constexpr std::array kSparsityFunctions{"lp"sv, "lp_p"sv};
 constexpr std::array kSparsityLosses{"l0"sv, "l0_target"sv, "tanh"sv};
 // One worker computes the whole batch of a step, so both say the same: its k * batch largest.
@@ -80,6 +82,7 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
     {ParameterId::kGradClip, "grad_clip", ParameterKind::kClip, all, 0, kAnyReal, true},
     {ParameterId::kWarmupSteps, "warmup_steps", ParameterKind::kSteps, all},
     {ParameterId::kDecayStart, "decay_start", ParameterKind::kSteps, all},
+    {ParameterId::kLrSchedule, "lr_schedule", ParameterKind::kWord, all, 0, 0, false, kLrSchedules},
     {ParameterId::kSparsityWarmupSteps, "sparsity_warmup_steps", ParameterKind::kSteps, penalised},
     {ParameterId::kAuxK, "aux_k", ParameterKind::kCount, with_k, 1, kMaxWidth},
     {ParameterId::kAuxKWeight, "aux_k_weight", ParameterKind::kReal, with_k, 0, kAnyReal},
@@ -103,6 +106,8 @@ constexpr std::array<Parameter, kParameterCount> kParameters{{
      kSparsityLosses},
     {ParameterId::kBandwidth, "bandwidth", ParameterKind::kReal, jumps, 0, kAnyReal, true},
     {ParameterId::kInitThreshold, "init_threshold", ParameterKind::kReal, jumps, 0, kAnyReal},
+    {ParameterId::kInToOrig, "in_to_orig", ParameterKind::kReal, end_to_end, 0, kAnyReal},
+    {ParameterId::kOutToIn, "out_to_in", ParameterKind::kReal, end_to_end, 0, kAnyReal},
     {ParameterId::kInit, "init", ParameterKind::kPath, single},
 }};
 

@@ -50,6 +50,7 @@ enum class ParameterId : std::uint8_t {
   kGradClip,
   kWarmupSteps,
   kDecayStart,
+  kLrSchedule,
   kSparsityWarmupSteps,
   kAuxK,
   kAuxKWeight,
@@ -67,9 +68,11 @@ enum class ParameterId : std::uint8_t {
   kSparsityLoss,
   kBandwidth,
   kInitThreshold,
+  kInToOrig,
+  kOutToIn,
   kInit,
 };
-inline constexpr std::size_t kParameterCount = 30;
+inline constexpr std::size_t kParameterCount = 33;
 
 enum class ParameterKind : std::uint8_t {
   kCount,      // whole, in [low, high]

@@ -213,13 +213,14 @@ constexpr std::string_view kSaebenchV1Crosscoders = R"json({
  }
 })json";
 
-// As ApolloResearch/e2e_sae trains its "e2e" dictionaries (Braun et al. 2024). Its learning rate
-// falls along a cosine to a tenth of itself; here it falls in a line, as all others do.
+// As ApolloResearch/e2e_sae trains its "e2e" dictionaries (Braun et al. 2024); with in_to_orig
+// those that it calls "e2e+ds".
 constexpr std::string_view kSaebenchV1EndToEnd = R"json({
  "name": "saebench-v1",
  "batch": 2048,
  "optimizer": {"name": "adam", "lr": 0.0005, "betas": [0.9, 0.999], "epsilon": 1e-8,
-  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "schedule": "cosine",
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; 0.1 + 0.45 (1 + cos(pi (step - decay_start)/(steps - decay_start))) from decay_start, which is warmup_steps unless it is named; lr_schedule linear: (steps - step)/(steps - decay_start) from decay_start, 80% unless it is named",
   "warmup_steps": "5%", "decay_start": "80%"},
  "reconstruction_loss": "KL(P || Q) of next-token distributions, P of the model, Q with x_hat in place of x: summed over the vocabulary, mean over the rows of the batch",
  "l0": "count of f != 0 per row, mean over rows",
@@ -231,6 +232,9 @@ constexpr std::string_view kSaebenchV1EndToEnd = R"json({
    "reconstruction": "x_hat = f W + b_dec with W_i = V_i / |V_i|_2; V is what is optimised",
    "penalty": "l1 * s(step) * sum_i f_i / d_in, mean over rows; s = min(step/sparsity_warmup_steps, 1)",
    "sparsity_warmup_steps": "0",
+   "downstream_loss": "in_to_orig / n times the sum over the n blocks after the hook of the squared difference of their hook_resid_post with x_hat in place of x from that without, mean over its values and the rows",
+   "local_loss": "out_to_in times the squared difference of x_hat and x, mean over its values and the rows",
+   "in_to_orig": 0.0, "out_to_in": 0.0,
    "decoder": "normalised in the forward pass",
    "init": "V rows random directions of norm 1; W_enc, b_enc uniform(-1/sqrt(d_in), 1/sqrt(d_in)), b_dec 0",
    "grad_clip": 10.0}
@@ -282,6 +286,13 @@ std::uint64_t recipe_batch(std::string_view name) {
   return recipe->at("batch").get<std::uint64_t>();
 }
 
+std::uint64_t recipe_decay_start(std::string_view name, Architecture architecture,
+                                 std::uint64_t steps) {
+  const Json* recipe = find_recipe(name, architecture);
+  SAE_CHECK(recipe != nullptr, "no recipe {}", name);
+  return steps_of(recipe->at("optimizer").at("decay_start"), steps);
+}
+
 TrainingSpec recipe_training(std::string_view name, Architecture architecture, std::uint64_t steps,
                              SparsityLoss loss) {
   const Json* recipe = find_recipe(name, architecture);
@@ -297,7 +308,9 @@ TrainingSpec recipe_training(std::string_view name, Architecture architecture, s
   spec.adam_beta2 = betas.at(1).get<double>();
   spec.adam_epsilon = optimizer.at("epsilon").get<double>();
   spec.warmup_steps = steps_of(optimizer.at("warmup_steps"), steps);
-  spec.decay_start = steps_of(optimizer.at("decay_start"), steps);
+  spec.decay_start = recipe_decay_start(name, architecture, steps);
+  spec.lr_schedule = *parse_lr_schedule(optimizer.value("schedule", "linear"));
+  if (spec.lr_schedule == LrSchedule::kCosine) spec.decay_start = spec.warmup_steps;
   if (!own.at("grad_clip").is_null()) spec.grad_clip = own.at("grad_clip").get<double>();
   const auto has = [architecture](ParameterId id) { return parameter(id).applies(architecture); };
   if (has(ParameterId::kSparsityWarmupSteps))
@@ -328,6 +341,10 @@ TrainingSpec recipe_training(std::string_view name, Architecture architecture, s
     spec.init_threshold = penalty.at("init_threshold").get<double>();
     spec.tanh_scale = penalty.value("tanh_scale", 0.0);
     spec.pre_act_weight = penalty.value("pre_act_weight", 0.0);
+  }
+  if (has(ParameterId::kInToOrig)) {
+    spec.in_to_orig = own.at("in_to_orig").get<double>();
+    spec.out_to_in = own.at("out_to_in").get<double>();
   }
   if (has(ParameterId::kGroupFractions))
     spec.group_fractions = own.at("group_fractions").get<std::vector<double>>();

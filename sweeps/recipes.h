@@ -28,6 +28,10 @@ std::string recipe_hash(std::string_view name, Architecture architecture);
 // Batch of a recipe that exists; the budget divided by it is the run's length.
 std::uint64_t recipe_batch(std::string_view name);
 
+// Where a line begins to fall, of a run of `steps` steps.
+std::uint64_t recipe_decay_start(std::string_view name, Architecture architecture,
+                                 std::uint64_t steps);
+
 // The recipe's defaults for a run of `steps` steps: everything but the required parameters, tokens,
 // batch, seed, precision, device. Values that do not apply to the architecture stay at the
 // struct's. `loss` is the penalty of a jumprelu.

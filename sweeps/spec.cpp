@@ -39,6 +39,8 @@ constexpr std::array kShuffleWords{Word{Shuffle::kFull, "full"}, Word{Shuffle::k
                                    Word{Shuffle::kNone, "none"}};
 constexpr std::array kPrecisionWords{Word{Precision::kFloat32, "fp32"},
                                      Word{Precision::kBFloat16, "bf16"}};
+constexpr std::array kLrScheduleWords{Word{LrSchedule::kLinear, "linear"},
+                                      Word{LrSchedule::kCosine, "cosine"}};
 constexpr std::array kSparsityWords{Word{SparsityFunction::kLp, "lp"},
                                     Word{SparsityFunction::kLpP, "lp_p"}};
 constexpr std::array kSparsityLossWords{Word{SparsityLoss::kL0, "l0"},
@@ -128,11 +130,18 @@ std::string_view to_string(Architecture value) { return word_of(kArchitectureWor
 std::string_view to_string(Normalize value) { return word_of(kNormalizeWords, value); }
 std::string_view to_string(Shuffle value) { return word_of(kShuffleWords, value); }
 std::string_view to_string(Precision value) { return word_of(kPrecisionWords, value); }
+std::string_view to_string(LrSchedule value) { return word_of(kLrScheduleWords, value); }
 std::string_view to_string(SparsityFunction value) { return word_of(kSparsityWords, value); }
 std::string_view to_string(SparsityLoss value) { return word_of(kSparsityLossWords, value); }
 
 std::optional<Architecture> parse_architecture(std::string_view text) {
   for (const auto& word : kArchitectureWords)
+    if (word.text == text) return word.value;
+  return std::nullopt;
+}
+
+std::optional<LrSchedule> parse_lr_schedule(std::string_view text) {
+  for (const auto& word : kLrScheduleWords)
     if (word.text == text) return word.value;
   return std::nullopt;
 }
@@ -294,6 +303,12 @@ Json TrainingSpec::to_json() const {
     json["l0_target"] = *l0_target;
   }
   if (architecture == Architecture::kMatryoshka) json["group_fractions"] = group_fractions;
+  if (is_end_to_end(architecture)) {
+    json["in_to_orig"] = in_to_orig;
+    json["out_to_in"] = out_to_in;
+  }
+  // Identities of trials without it are those they had before there was a choice.
+  if (lr_schedule != LrSchedule::kLinear) json["lr_schedule"] = sweeps::to_string(lr_schedule);
   return json;
 }
 
@@ -351,6 +366,12 @@ Result<TrainingSpec> TrainingSpec::from_json(const Json& json) {
   }
   if (spec.architecture == Architecture::kMatryoshka)
     fields.read("group_fractions", spec.group_fractions);
+  if (is_end_to_end(spec.architecture)) {
+    fields.read("in_to_orig", spec.in_to_orig);
+    fields.read("out_to_in", spec.out_to_in);
+  }
+  if (fields.optional("lr_schedule") != nullptr)
+    read_word(fields, "lr_schedule", kLrScheduleWords, spec.lr_schedule);
   fields.read("seed", spec.seed);
   read_word(fields, "precision", kPrecisionWords, spec.precision);
   fields.read("deterministic", spec.deterministic);

@@ -27,6 +27,9 @@ inline constexpr std::uint64_t kChunkBytes = std::uint64_t{1} << 20;
 // For `source: activations`, this many consecutive rows are one document.
 inline constexpr std::uint64_t kRowsPerActivationDocument = 1024;
 
+// Documents that go through a model at once, padded to its context.
+inline constexpr std::int64_t kDocumentsPerForward = 16;
+
 // Rows that learning curves are scored on while training, the first of the held-out documents.
 inline constexpr std::uint64_t kHeldOutRows = 2048;
 
@@ -64,6 +67,8 @@ constexpr bool trains_on_gpu(Architecture value) {
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
 enum class Precision : std::uint8_t { kFloat32, kBFloat16 };
+// After the warm-up, from decay_start on: in a line to 0 | along half a cosine to a tenth.
+enum class LrSchedule : std::uint8_t { kLinear, kCosine };
 enum class SparsityFunction : std::uint8_t { kLp, kLpP };  // (sum f^p)^(1/p) | sum f^p
 // Penalty of jumprelu: c * L0 | c * (L0 / target - 1)^2 | c * sum tanh(scale * f |W_dec|).
 enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
@@ -71,14 +76,16 @@ enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
 // As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal",
 // "gated", "jumprelu", "matryoshka", "gated_p_anneal", "transcoder", "skip_transcoder",
 // "crosscoder", "end_to_end"; "none", "unit_mean_square", "sqrt_d"; "full", "window", "none";
-// "fp32", "bf16"; "lp", "lp_p"; "l0", "l0_target", "tanh".
+// "fp32", "bf16"; "linear", "cosine"; "lp", "lp_p"; "l0", "l0_target", "tanh".
 std::string_view to_string(Architecture value);
 std::string_view to_string(Normalize value);
 std::string_view to_string(Shuffle value);
 std::string_view to_string(Precision value);
+std::string_view to_string(LrSchedule value);
 std::string_view to_string(SparsityFunction value);
 std::string_view to_string(SparsityLoss value);
 std::optional<Architecture> parse_architecture(std::string_view text);
+std::optional<LrSchedule> parse_lr_schedule(std::string_view text);
 std::optional<SparsityLoss> parse_sparsity_loss(std::string_view text);
 
 struct ModelSpec {
@@ -163,6 +170,7 @@ struct TrainingSpec {
   double adam_beta1 = 0.9, adam_beta2 = 0.999, adam_epsilon = 1e-8;
   std::uint64_t warmup_steps = 0;
   std::uint64_t decay_start = 0;  // step; equal to steps(): no decay
+  LrSchedule lr_schedule = LrSchedule::kLinear;
   std::uint64_t sparsity_warmup_steps = 0;
   std::optional<double> grad_clip;  // global norm
   // topk family, transcoders (without a threshold)
@@ -185,6 +193,9 @@ struct TrainingSpec {
   double pre_act_weight = 0;             // of what thresholds exceed pre-activations by
   // matryoshka
   std::vector<double> group_fractions;  // of d_sae, innermost first; the last takes the rest
+  // end_to_end: coefficients of the squared error of the residual streams after later blocks, in
+  // all, and of the reconstruction itself
+  double in_to_orig = 0, out_to_in = 0;
 
   std::uint64_t seed = 0;  // initialisation
   Precision precision = Precision::kFloat32;

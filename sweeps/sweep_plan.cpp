@@ -250,10 +250,11 @@ class SweepReader {
                       "out would be right");
       return;
     }
-    if (is_end_to_end(family.architecture) && source_.stream.filters.any())
+    if (is_end_to_end(family.architecture) && source_.stream.filters.by_norm())
       problems_.add(*family.node, join_path(family.path, "arch"),
-                    "end_to_end is trained on whole documents, and activations.filters leaves rows "
-                    "out; another arch, or no filters, would be right");
+                    "end_to_end reads documents, and max_activation_norm_multiple of "
+                    "activations.filters chooses among the rows of a chunk; another arch, or "
+                    "filters by token alone, would be right");
     if (family.hooks.empty()) {
       const YamlNode* activations = top_.node().find("activations");
       if (activations != nullptr && activations->is_map() && activations->find("hooks") == nullptr)
@@ -321,6 +322,7 @@ class SweepReader {
       stream.spec.joined.assign(hooks.begin() + 1, hooks.end());
       stream.documents = source_.documents;
       stream.rows_per_document = source_.rows_per_document;
+      stream.shape = source_.shape;
       for (const std::string& hook : hooks) {
         stream.d_in += source_.d_in(hook);
         if (source_.shape)
@@ -344,6 +346,7 @@ class SweepReader {
         const PlannedStream& stream = stream_of(hooks);
         for (const TrainingSpec& spec : specs_[i]) {
           check_init(family, spec, stream);
+          check_downstream(family, spec, stream);
           if (!problems_.empty()) continue;
           PlannedTrial trial;
           trial.spec = {stream.spec, spec};
@@ -354,6 +357,18 @@ class SweepReader {
         }
       }
     }
+  }
+
+  void check_downstream(const Family& family, const TrainingSpec& spec,
+                        const PlannedStream& stream) {
+    if (spec.in_to_orig == 0 || !stream.shape) return;
+    const std::string last = fmt::format("blocks.{}.hook_resid_post", stream.shape->layers - 1);
+    if (stream.spec.hook != last && stream.spec.hook != "ln_final.hook_normalized") return;
+    const ParameterAxis* axis = family.axis(ParameterId::kInToOrig);
+    problems_.add(*axis->node, axis->path,
+                  fmt::format("is {}, and no block lies behind {}, whose residual stream could be "
+                              "compared; 0, or an earlier hook, would be right",
+                              shortest(spec.in_to_orig), stream.spec.hook));
   }
 
   void check_init(const Family& family, const TrainingSpec& spec, const PlannedStream& stream) {

@@ -10,6 +10,7 @@
 
 #include "core/result.h"
 #include "sweeps/early_stopping.h"
+#include "sweeps/model_shapes.h"
 #include "sweeps/spec.h"
 
 namespace saesweep::sweeps {
@@ -47,6 +48,7 @@ struct PlannedStream {
   std::uint64_t documents = 0;          // of all of `data`
   std::uint64_t rows_per_document = 0;  // at most
   std::uint64_t model_parameters = 0;   // that a forward pass up to the hook multiplies with
+  std::optional<ModelShape> shape = std::nullopt;  // of the model, if there is one
 };
 
 struct SweepPlan {

@@ -65,8 +65,7 @@ class Resolver {
   bool applies(ParameterId id) const { return parameter(id).applies(family_.architecture); }
 
   std::uint64_t eval_every(std::uint64_t tokens) const {
-    // End to end a row needs the documents around it, and held-out ones are not read.
-    if (!settings_.holds_out || is_end_to_end(family_.architecture)) return 0;
+    if (!settings_.holds_out) return 0;
     if (!settings_.eval_every) return std::max(tokens / kUsualEvaluations, kLeastEvalEvery);
     const StepCount& written = *settings_.eval_every;
     if (written == StepCount{.is_share = written.is_share}) return 0;
@@ -112,7 +111,7 @@ class Resolver {
       if (const double* norm = std::get_if<double>(&*clip)) spec_.grad_clip = *norm;
     }
     set_steps(ParameterId::kWarmupSteps, spec_.warmup_steps);
-    set_steps(ParameterId::kDecayStart, spec_.decay_start);
+    set_decay();
     set_steps(ParameterId::kSparsityWarmupSteps, spec_.sparsity_warmup_steps);
     set(ParameterId::kAuxK, spec_.aux_k);
     set(ParameterId::kAuxKWeight, spec_.aux_k_weight);
@@ -127,6 +126,8 @@ class Resolver {
     if (const auto& function = assignment_[ParameterId::kSparsityFunction])
       spec_.sparsity_function =
           std::get<std::string>(*function) == "lp" ? SparsityFunction::kLp : SparsityFunction::kLpP;
+    set(ParameterId::kInToOrig, spec_.in_to_orig);
+    set(ParameterId::kOutToIn, spec_.out_to_in);
     if (const auto& init = assignment_[ParameterId::kInit])
       if (const auto file = inits_.find(std::get<std::string>(*init)); file != inits_.end()) {
         spec_.init_path = file->second.path;
@@ -134,23 +135,44 @@ class Resolver {
       }
   }
 
+  // A cosine begins where the warm-up ends, a line where the recipe says, unless decay_start is
+  // named.
+  void set_decay() {
+    if (const auto& word = assignment_[ParameterId::kLrSchedule]) {
+      const LrSchedule asked = *parse_lr_schedule(std::get<std::string>(*word));
+      if (asked == LrSchedule::kLinear && spec_.lr_schedule != asked)
+        spec_.decay_start =
+            recipe_decay_start(settings_.recipe, family_.architecture, spec_.steps());
+      spec_.lr_schedule = asked;
+    }
+    if (is_cosine()) spec_.decay_start = spec_.warmup_steps;
+    set_steps(ParameterId::kDecayStart, spec_.decay_start);
+  }
+
+  bool is_cosine() const { return spec_.lr_schedule == LrSchedule::kCosine; }
+
   void check_width() {
     if (spec_.k && *spec_.k > spec_.d_sae)
       refuse(ParameterId::kK, fmt::format("{} is larger than d_sae {}; at most {} would be right",
                                           *spec_.k, spec_.d_sae, spec_.d_sae));
   }
 
-  // dictionary_learning asserts the same: both warm-ups end before the decay starts.
+  // Both warm-ups end before a line begins to fall, as dictionary_learning asserts; a cosine may
+  // begin at once, and does not wait for the penalty's.
   void check_schedule() {
     const std::uint64_t steps = spec_.steps();
-    if (spec_.decay_start > steps) {
-      refuse(
-          ParameterId::kDecayStart,
-          fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. 80%, "
-                      "would be right",
-                      described(ParameterId::kDecayStart, spec_.decay_start), steps, steps));
-      return;
+    if (is_cosine()) {
+      if (!lies_in_run(ParameterId::kWarmupSteps, spec_.warmup_steps, "5%") ||
+          !lies_in_run(ParameterId::kSparsityWarmupSteps, spec_.sparsity_warmup_steps, "5%") ||
+          !lies_in_run(ParameterId::kDecayStart, spec_.decay_start, "5%") ||
+          spec_.warmup_steps <= spec_.decay_start)
+        return;
+      return refuse(ParameterId::kWarmupSteps,
+                    fmt::format("{} does not end by decay_start {}; at most that would be right",
+                                described(ParameterId::kWarmupSteps, spec_.warmup_steps),
+                                described(ParameterId::kDecayStart, spec_.decay_start)));
     }
+    if (!lies_in_run(ParameterId::kDecayStart, spec_.decay_start, "80%")) return;
     if (spec_.decay_start == 0) {
       refuse(
           ParameterId::kDecayStart,
@@ -162,6 +184,15 @@ class Resolver {
     check_warmup(ParameterId::kWarmupSteps, spec_.warmup_steps);
     if (applies(ParameterId::kSparsityWarmupSteps))
       check_warmup(ParameterId::kSparsityWarmupSteps, spec_.sparsity_warmup_steps);
+  }
+
+  bool lies_in_run(ParameterId id, std::uint64_t value, std::string_view example) {
+    const std::uint64_t steps = spec_.steps();
+    if (value <= steps) return true;
+    refuse(id, fmt::format("{} lies past the end of the run, which has {} steps; at most {}, e.g. "
+                           "{}, would be right",
+                           described(id, value), steps, steps, example));
+    return false;
   }
 
   void check_warmup(ParameterId id, std::uint64_t value) {

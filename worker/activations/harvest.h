@@ -22,8 +22,7 @@
 
 namespace saesweep::worker {
 
-// Documents a micro-batch: part of the numerics.
-inline constexpr std::int64_t kDocumentsPerForward = 16;
+using sweeps::kDocumentsPerForward;
 
 // The model's activations at `hook` for whole documents, rows in order: fp32
 // [sum of rows(document), width]. Micro-batches of kDocumentsPerForward run side by side.

@@ -26,6 +26,8 @@ class RowFilter {
       : filters_(std::move(filters)), widths_(std::move(widths)) {}
 
   bool by_norm() const { return filters_.by_norm(); }
+  // Whether the token at a position of a document leaves its row.
+  bool keeps(std::size_t position, std::uint64_t token) const;
   // How many rows of a document its tokens leave.
   std::uint64_t rows(const TokenDocuments& documents, std::uint64_t document) const;
   // Of all rows of the `chosen` documents one after another, the numbers of those that stay,
@@ -36,7 +38,6 @@ class RowFilter {
   std::vector<std::size_t> kept(std::size_t count, const float* values) const;
 
  private:
-  bool keeps(std::size_t position, std::uint64_t token) const;
   void drop_long(std::vector<std::size_t>& rows, const float* values) const;
 
   sweeps::RowFilters filters_;

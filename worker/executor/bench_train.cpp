@@ -6,10 +6,13 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/dtype.h"
@@ -208,6 +211,8 @@ class AutogradSae {
     w_dec_ = at::randn({d_sae, d_in});
     w_dec_ = w_dec_ / w_dec_.norm(2, {1}, true);
     parameters_ = {w_dec_.clone(), at::zeros({d_sae}), w_dec_, at::zeros({d_in})};
+    if (spec.architecture == sweeps::Architecture::kJumpRelu)
+      parameters_.push_back(at::full({d_sae}, spec.init_threshold));
     for (at::Tensor& parameter : parameters_) {
       parameter.requires_grad_(true);
       first_.push_back(at::zeros_like(parameter));
@@ -219,14 +224,7 @@ class AutogradSae {
     std::vector<at::Tensor> gradients;
     {
       const c10::AutoGradMode with_gradients(true);
-      const at::Tensor z = at::addmm(parameters_[1], x - parameters_[3], parameters_[0].t()).relu();
-      at::Tensor codes = z, sparsity = at::zeros({});
-      if (spec_.k) {
-        const auto top = z.topk(static_cast<std::int64_t>(*spec_.k), -1);
-        codes = at::zeros_like(z).scatter(-1, std::get<1>(top), std::get<0>(top));
-      } else {
-        sparsity = (z * parameters_[2].norm(2, {1})).sum(-1).mean() * *spec_.l1;
-      }
+      const auto [codes, sparsity] = encode(x);
       const at::Tensor error = at::addmm(parameters_[3], codes, parameters_[2]) - x;
       const at::Tensor loss = error.square().sum(-1).mean() + sparsity;
       gradients = torch::autograd::grad({loss}, parameters_);
@@ -244,9 +242,34 @@ class AutogradSae {
   }
 
  private:
+  // Codes, and the penalty on them.
+  std::pair<at::Tensor, at::Tensor> encode(const at::Tensor& x) const {
+    if (spec_.architecture == sweeps::Architecture::kJumpRelu) return jump(x);
+    const at::Tensor z = at::addmm(parameters_[1], x - parameters_[3], parameters_[0].t()).relu();
+    if (!spec_.k) return {z, (z * parameters_[2].norm(2, {1})).sum(-1).mean() * *spec_.l1};
+    const auto k = static_cast<std::int64_t>(*spec_.k);
+    const bool over_batch = spec_.architecture == sweeps::Architecture::kBatchTopK;
+    const at::Tensor among = over_batch ? z.flatten() : z;
+    const auto [values, places] = among.topk(over_batch ? k * z.size(0) : k, -1);
+    return {at::zeros_like(among).scatter(-1, places, values).view_as(z), at::zeros({})};
+  }
+  // The window's gradient reaches the threshold through a term that is 0.
+  std::pair<at::Tensor, at::Tensor> jump(const at::Tensor& x) const {
+    const at::Tensor& threshold = parameters_[4];
+    const at::Tensor z = at::addmm(parameters_[1], x, parameters_[0].t());
+    const at::Tensor fixed = threshold.detach(), zero = threshold - fixed;
+    const at::Tensor above = z.detach().gt(fixed).to(at::kFloat);
+    const at::Tensor window = (z.detach() - fixed).abs().lt(spec_.bandwidth / 2).to(at::kFloat);
+    const at::Tensor slopes = window / spec_.bandwidth;
+    const at::Tensor l0 = (above - slopes * zero).sum(-1).mean();
+    return {z * above - slopes * fixed * zero,
+            (l0 / *spec_.l0_target - 1).square() * *spec_.l0_coefficient};
+  }
+
   sweeps::TrainingSpec spec_;
   at::Tensor w_dec_;
-  std::vector<at::Tensor> parameters_, first_, second_;  // W_enc, b_enc, W_dec, b_dec
+  // W_enc, b_enc, W_dec, b_dec; of jumprelu the threshold
+  std::vector<at::Tensor> parameters_, first_, second_;
   std::uint64_t step_ = 0;
 };
 
@@ -297,11 +320,13 @@ Result<Json> bench_train(const TrainBench& bench) {
   if (!autograd && bench.against != "separate")
     return fail(ErrorCode::kInvalidArgument, "--against {}: separate or autograd would be right",
                 bench.against);
-  if (autograd && spec.architecture != sweeps::Architecture::kTopK &&
-      spec.architecture != sweeps::Architecture::kStandard &&
-      spec.architecture != sweeps::Architecture::kStandardBricken)
-    return fail(ErrorCode::kInvalidArgument,
-                "--against autograd has topk, standard and standard_bricken, not {}", bench.arch);
+  using enum sweeps::Architecture;
+  constexpr std::array kWithAutograd{kTopK, kBatchTopK, kJumpRelu, kStandard, kStandardBricken};
+  if (autograd && std::ranges::find(kWithAutograd, spec.architecture) == kWithAutograd.end())
+    return fail(
+        ErrorCode::kInvalidArgument,
+        "--against autograd has topk, batchtopk, jumprelu, standard and standard_bricken, not {}",
+        bench.arch);
 
   ThreadPool pool(bench_threads(bench.threads));
   const auto d_in = static_cast<std::int64_t>(bench.d_in);

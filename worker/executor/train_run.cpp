@@ -37,8 +37,6 @@ constexpr std::chrono::seconds kLongLoading{1};
 constexpr std::uint64_t kCalibrationRows = std::uint64_t{1} << 16;
 // What an evaluation at a rung holds beside the dictionary, about: see EvaluationCache.
 constexpr std::uint64_t kEvaluationBytes = std::uint64_t{512} << 20;
-// Of end-to-end trials, about: what a model says of a batch, and what its way back keeps.
-constexpr std::uint64_t kSplicedBytes = std::uint64_t{512} << 20;
 
 struct Student {
   const protocol::Member* wire;
@@ -129,8 +127,10 @@ class TrainRun {
       if (sources_.tokens == nullptr)
         return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
                     stream_spec().data.source);
-      SAE_TRY(auto documents,
-              DocumentStream::open(stream_spec(), sources_.model, sources_.tokens, tools_.pool));
+      const bool downstream = std::ranges::any_of(
+          students_, [](const auto& entry) { return entry.second.spec.training.in_to_orig > 0; });
+      SAE_TRY(auto documents, DocumentStream::open(stream_spec(), sources_.model, sources_.tokens,
+                                                   tools_.pool, downstream));
       documents_ = documents.get();
       stream_ = std::move(documents);
       return {};
@@ -157,13 +157,16 @@ class TrainRun {
     std::uint64_t needed = 0;
     if (plan_ != nullptr)  // a group and a chunk of it are in memory
       needed = (plan_->group_rows() + plan_->max_chunk_rows()) * row_bytes();
-    if (documents_ != nullptr) needed += kSplicedBytes;
-    std::uint64_t evaluation = 0;
+    std::uint64_t evaluation = 0, spliced = 0;
     for (const auto& [task, student] : students_) {
       if (!report_.is_open(*student.wire)) continue;
       needed += training_memory_bytes(student.spec.training, stream_->d_in());
       if (student.until() > 0) evaluation = kEvaluationBytes;
+      if (documents_ != nullptr)
+        spliced = std::max(spliced, documents_->splice_bytes(student.spec.training.batch,
+                                                             student.spec.training.in_to_orig > 0));
     }
+    needed += spliced;
     // Held-out rows of learning curves, and what of them is to be predicted.
     needed +=
         2 * sweeps::kHeldOutRows * static_cast<std::uint64_t>(stream_->d_in()) * sizeof(float);
@@ -251,8 +254,10 @@ class TrainRun {
     if (!trainer.held_out_is_due()) return;
     const auto scored = guarded([&]() -> Result<HeldOutReport> {
       if (!curve_rows_.defined()) {
-        curve_rows_ = held_out_rows(stream_spec(), sources_, stream_->parts(), sweeps::kHeldOutRows,
-                                    tools_.pool);
+        curve_rows_ = documents_ != nullptr
+                          ? documents_->read_held_out(sweeps::kHeldOutRows)
+                          : held_out_rows(stream_spec(), sources_, stream_->parts(),
+                                          sweeps::kHeldOutRows, tools_.pool);
         if (curve_rows_.size(0) == 0)
           log::warn("train.nothing_held_out hook={}", stream_spec().label());
       }
@@ -379,7 +384,8 @@ class TrainRun {
     config["trial"] = student.spec.identity().hex();
     if (stream.filters.any()) {
       config["filters"] = stream.filters.to_json();
-      config["filters"]["dropped_rows"] = plan_->dropped();
+      config["filters"]["dropped_rows"] =
+          documents_ != nullptr ? documents_->dropped() : plan_->dropped();
     }
     protocol::TaskResult result;
     const auto put = [&](const char* name, const std::string& bytes) -> Result<void> {

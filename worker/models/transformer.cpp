@@ -57,6 +57,16 @@ constexpr std::string_view kBlockHooks[] = {
     "ln2.hook_normalized", "mlp.hook_pre",        "mlp.hook_post", "hook_mlp_out",
     "hook_resid_post"};
 
+// The residual stream before a block's attention, between it and the MLP, and after both.
+constexpr std::string_view kResiduals[] = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post"};
+
+// Of a hook in the residual stream, its name there; empty for others.
+std::string_view residual_kind(const std::string& hook) {
+  for (const std::string_view kind : kResiduals)
+    if (ends_with(hook, kind)) return kind;
+  return {};
+}
+
 std::vector<std::string> all_hooks(const TransformerConfig& config) {
   std::vector<std::string> hooks = {"hook_embed", "hook_pos_embed"};
   for (int layer = 0; layer < config.layers; ++layer)
@@ -307,6 +317,21 @@ int Transformer::hook_block(const std::string& hook) const {
   return std::atoi(hook.c_str() + 7);
 }
 
+std::string Transformer::start_of(const std::string& hook) const {
+  const auto hooks = all_hooks(config_);
+  for (int at = hook_order(config_, hook); at >= 0; --at)
+    if (!residual_kind(hooks[static_cast<std::size_t>(at)]).empty())
+      return hooks[static_cast<std::size_t>(at)];
+  return {};
+}
+
+std::vector<std::string> Transformer::residuals_after(const std::string& hook) const {
+  std::vector<std::string> later = all_hooks(config_);
+  later.erase(later.begin(), later.begin() + hook_order(config_, hook) + 1);
+  std::erase_if(later, [](const auto& each) { return residual_kind(each) != kResiduals[2]; });
+  return later;
+}
+
 ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardRequest& request) const {
   SAE_CHECK(tokens.dim() == 2 && tokens.size(1) <= config_.context, "tokens of {} positions",
             tokens.size(1));
@@ -315,6 +340,10 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
   SAE_CHECK(request.replace_hook.empty() || hook_order(config_, request.replace_hook) >= 0,
             "no hook {}", request.replace_hook);
   const std::int64_t batch = tokens.size(0), length = tokens.size(1);
+  SAE_CHECK(request.start.empty() ||
+                (check_hook(request.start) && !residual_kind(request.start).empty() &&
+                 request.start_value.sizes() == at::IntArrayRef{batch, length, config_.d_model}),
+            "a pass cannot start at {} with these values", request.start);
   const std::int64_t d = config_.d_model, heads = config_.heads, d_head = d / heads;
   const std::set<std::string> distinct(request.capture.begin(), request.capture.end());
   Pass pass{request, {}, distinct.size()};
@@ -326,58 +355,75 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
                           config_.layer_norm_epsilon);
   };
 
-  at::Tensor embedded = pass.at_hook("hook_embed", at::embedding(weight("wte.weight"), tokens));
-  if (pass.stopped) return std::move(pass.result);
-  at::Tensor positions = pass.at_hook(
-      "hook_pos_embed",
-      weight("wpe.weight").narrow(0, 0, length).unsqueeze(0).expand({batch, length, d}));
-  if (pass.stopped) return std::move(pass.result);
-  at::Tensor residual = embedded + positions;  // [batch, length, d_model]
+  at::Tensor residual;  // [batch, length, d_model]
+  // The first hook of the residual stream that is reached, in the order of kResiduals.
+  int first_layer = 0;
+  std::string_view first = kResiduals[0];
+  if (request.start.empty()) {
+    const at::Tensor embedded =
+        pass.at_hook("hook_embed", at::embedding(weight("wte.weight"), tokens));
+    if (pass.stopped) return std::move(pass.result);
+    const at::Tensor positions = pass.at_hook(
+        "hook_pos_embed",
+        weight("wpe.weight").narrow(0, 0, length).unsqueeze(0).expand({batch, length, d}));
+    if (pass.stopped) return std::move(pass.result);
+    residual = embedded + positions;
+  } else {
+    residual = request.start_value;
+    first_layer = hook_block(request.start);
+    first = residual_kind(request.start);
+  }
 
-  for (int layer = 0; layer < config_.layers; ++layer) {
+  for (int layer = first_layer; layer < config_.layers; ++layer, first = kResiduals[0]) {
     const std::string block = fmt::format("h.{}.", layer);
     const std::string hooks = fmt::format("blocks.{}.", layer);
     // Each line stops the pass once the deepest captured hook was reached.
     const auto at_hook = [&](const char* hook, at::Tensor value) {
       return pass.stopped ? value : pass.at_hook(hooks + hook, std::move(value));
     };
-    residual = at_hook("hook_resid_pre", residual);
-    if (pass.stopped) break;
-    const at::Tensor normed = at_hook("ln1.hook_normalized", norm(residual, block + "ln_1"));
-    if (pass.stopped) break;
-    const auto qkv = affine(normed, weight(block + "attn.c_attn.weight"),
-                            weight(block + "attn.c_attn.bias"), request.bf16_products)
-                         .chunk(3, -1);  // 3 x [batch, length, d_model]
-    const at::Tensor q = at_hook("attn.hook_q", qkv[0]);
-    const at::Tensor k = at_hook("attn.hook_k", qkv[1]);
-    const at::Tensor v = at_hook("attn.hook_v", qkv[2]);
-    if (pass.stopped) break;
-    const auto split = [&](const at::Tensor& x) {
-      return x.reshape({batch, length, heads, d_head}).transpose(1, 2);
-    };
-    at::Tensor z = at::scaled_dot_product_attention(split(q), split(k), split(v), {}, 0.0,
-                                                    /*is_causal=*/true);
-    z = at_hook("attn.hook_z", z.transpose(1, 2).reshape({batch, length, d}));
-    if (pass.stopped) break;
-    const at::Tensor attended =
-        at_hook("hook_attn_out", affine(z, weight(block + "attn.c_proj.weight"),
-                                        weight(block + "attn.c_proj.bias"), request.bf16_products));
-    if (pass.stopped) break;
-    residual = at_hook("hook_resid_mid", residual + attended);
-    if (pass.stopped) break;
-    const at::Tensor normed_mid = at_hook("ln2.hook_normalized", norm(residual, block + "ln_2"));
-    if (pass.stopped) break;
-    const at::Tensor before =
-        at_hook("mlp.hook_pre", affine(normed_mid, weight(block + "mlp.c_fc.weight"),
-                                       weight(block + "mlp.c_fc.bias"), request.bf16_products));
-    if (pass.stopped) break;
-    const at::Tensor after = at_hook("mlp.hook_post", activate(config_.activation, before));
-    if (pass.stopped) break;
-    const at::Tensor mlp_out =
-        at_hook("hook_mlp_out", affine(after, weight(block + "mlp.c_proj.weight"),
-                                       weight(block + "mlp.c_proj.bias"), request.bf16_products));
-    if (pass.stopped) break;
-    residual = at_hook("hook_resid_post", residual + mlp_out);
+    if (first == kResiduals[0]) {
+      residual = at_hook("hook_resid_pre", residual);
+      if (pass.stopped) break;
+      const at::Tensor normed = at_hook("ln1.hook_normalized", norm(residual, block + "ln_1"));
+      if (pass.stopped) break;
+      const auto qkv = affine(normed, weight(block + "attn.c_attn.weight"),
+                              weight(block + "attn.c_attn.bias"), request.bf16_products)
+                           .chunk(3, -1);  // 3 x [batch, length, d_model]
+      const at::Tensor q = at_hook("attn.hook_q", qkv[0]);
+      const at::Tensor k = at_hook("attn.hook_k", qkv[1]);
+      const at::Tensor v = at_hook("attn.hook_v", qkv[2]);
+      if (pass.stopped) break;
+      const auto split = [&](const at::Tensor& x) {
+        return x.reshape({batch, length, heads, d_head}).transpose(1, 2);
+      };
+      at::Tensor z = at::scaled_dot_product_attention(split(q), split(k), split(v), {}, 0.0,
+                                                      /*is_causal=*/true);
+      z = at_hook("attn.hook_z", z.transpose(1, 2).reshape({batch, length, d}));
+      if (pass.stopped) break;
+      const at::Tensor attended = at_hook(
+          "hook_attn_out", affine(z, weight(block + "attn.c_proj.weight"),
+                                  weight(block + "attn.c_proj.bias"), request.bf16_products));
+      if (pass.stopped) break;
+      residual = residual + attended;
+    }
+    if (first != kResiduals[2]) {
+      residual = at_hook("hook_resid_mid", residual);
+      if (pass.stopped) break;
+      const at::Tensor normed_mid = at_hook("ln2.hook_normalized", norm(residual, block + "ln_2"));
+      if (pass.stopped) break;
+      const at::Tensor before =
+          at_hook("mlp.hook_pre", affine(normed_mid, weight(block + "mlp.c_fc.weight"),
+                                         weight(block + "mlp.c_fc.bias"), request.bf16_products));
+      if (pass.stopped) break;
+      const at::Tensor after = at_hook("mlp.hook_post", activate(config_.activation, before));
+      if (pass.stopped) break;
+      const at::Tensor mlp_out =
+          at_hook("hook_mlp_out", affine(after, weight(block + "mlp.c_proj.weight"),
+                                         weight(block + "mlp.c_proj.bias"), request.bf16_products));
+      if (pass.stopped) break;
+      residual = residual + mlp_out;
+    }
+    residual = at_hook("hook_resid_post", residual);
     if (pass.stopped) break;
   }
   if (pass.stopped) return std::move(pass.result);

@@ -43,6 +43,10 @@ struct ForwardRequest {
   bool logits = true;                // false: stop after the deepest captured hook
   std::string replace_hook;          // empty: none. Captures at the same hook see the old value.
   HookReplacement replacement;
+  // A hook_resid_pre, _mid or _post where the pass begins with this value, [batch, length,
+  // d_model]; what lies before is not computed. Empty: with the tokens.
+  std::string start;
+  at::Tensor start_value;
   // Inputs and results of the products of the blocks in bf16, everything else in fp32: for
   // training.
   bool bf16_products = false;
@@ -72,8 +76,13 @@ class Transformer {
   Result<void> check_hook(const std::string& hook) const;
   std::int64_t hook_width(const std::string& hook) const;  // of a hook that check_hook accepts
   int hook_block(const std::string& hook) const;           // -1 before the first block
+  // The last value of the residual stream that a hook is computed from, as a pass may start with
+  // it: of one in the residual stream itself. Empty for embeddings.
+  std::string start_of(const std::string& hook) const;
+  std::vector<std::string> residuals_after(const std::string& hook) const;  // hook_resid_post
 
-  // tokens: [batch, length] int64, length <= context, ids < vocabulary.
+  // tokens: [batch, length] int64, length <= context, ids < vocabulary. Only their number counts if
+  // the pass starts further on.
   ForwardResult forward(const at::Tensor& tokens, const ForwardRequest& request) const;
 
   Result<void> save(const std::filesystem::path& directory) const;

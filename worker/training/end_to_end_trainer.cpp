@@ -3,12 +3,15 @@
 // activations (Braun et al. 2024, arXiv 2405.12241; github.com/ApolloResearch/e2e_sae, "e2e").
 //   f = relu(x W_enc^T + b_enc), x_hat = f W + b_dec with W_i = V_i / |V_i|
 //   loss = KL(P || Q) + l1 s(step) sum_i f_i / d, means over rows
+// and, as "e2e+ds", in_to_orig times the squared error of the residual streams behind the hook, and
+// out_to_in times that of x_hat itself, means over rows and values.
 // V are what is optimised; they are free, and their norms mean nothing. The way from x_hat to the
 // loss is SplicedModel's.
 #include <ATen/ATen.h>
 
 #include <cmath>
 
+#include "core/check.h"
 #include "core/philox.h"
 #include "worker/activations/spliced_model.h"
 #include "worker/training/dense_trainer.h"
@@ -29,11 +32,15 @@ class EndToEndTrainer final : public DenseTrainer {
     json["apply_b_dec_to_input"] = false;
     return json;
   }
-  // Rows that are held out belong to no document of the stream.
-  bool held_out_is_due() const override { return false; }
 
  private:
   PassSums pass(const at::Tensor& x) override;
+  SplicedModel::Said splice(const at::Tensor& reconstruction) const {
+    if (held_out_first_)
+      return model_->splice_held_out(*held_out_first_, reconstruction, spec_.in_to_orig);
+    return model_->splice(position(), reconstruction, spec_.in_to_orig);
+  }
+  std::vector<std::int64_t> held_out_ends(std::int64_t rows) const override;
   void draw() override;
   void finish_sae(Sae& sae) const override {
     sae.selection = Sae::Selection::kRelu;
@@ -50,6 +57,22 @@ class EndToEndTrainer final : public DenseTrainer {
 
   SplicedModel* model_;
 };
+
+// Documents stay whole: what a model says depends on all that came before.
+std::vector<std::int64_t> EndToEndTrainer::held_out_ends(std::int64_t rows) const {
+  std::vector<std::int64_t> ends;
+  std::int64_t first = 0, last = 0;  // of the batch that grows
+  for (const std::int64_t end : model_->held_out_documents_end()) {
+    if (last > first && end - first > static_cast<std::int64_t>(spec_.batch)) {
+      ends.push_back(last);
+      first = last;
+    }
+    last = end;
+  }
+  SAE_CHECK(last == rows, "{} held-out rows of {}", rows, last);
+  ends.push_back(last);
+  return ends;
+}
 
 void EndToEndTrainer::draw() {
   draw_directions(parameters_.w_dec, "init.w_dec", d_in(), 1.0);
@@ -108,10 +131,12 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
   // Nothing is asked of the model about what is no number; the step is skipped.
   SplicedModel::Said said;
   if (result.finite)
-    said = model_->splice(position(), reconstruction);
+    said = splice(reconstruction);
   else
     said.gradient = at::zeros_like(reconstruction);
 
+  const double local = spec_.out_to_in * inverse_rows / static_cast<double>(d);
+  if (local > 0) said.gradient.add_(reconstruction - x, 2 * local);
   const float* g = said.gradient.const_data_ptr<float>();
   const std::vector<float> pulls(encoder.bias.size(), static_cast<float>(pull));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
@@ -152,6 +177,7 @@ PassSums EndToEndTrainer::pass(const at::Tensor& x) {
   store(b_enc, gradients_.b_enc);
   store(decoded.g_columns, gradients_.b_dec);
   result.in_place = said.kl;
+  result.auxiliary = spec_.in_to_orig * said.downstream + local * decoded.squared_error;
   result.sparsity = activations * pull;
   result.reconstruction = decoded.squared_error * inverse_rows;
   result.l0 = static_cast<double>(encoded.above) * inverse_rows;

@@ -13,6 +13,7 @@
 #include "core/philox.h"
 #include "sweeps/recipes.h"
 #include "worker/training/kernels.h"
+#include "worker/training/learning_rate.h"
 #include "worker/training/packing.h"
 
 namespace saesweep::worker {
@@ -162,15 +163,6 @@ double TrainerBase::sparsity_scale() const {
   return steered *
          std::min(static_cast<double>(step_) / static_cast<double>(spec_.sparsity_warmup_steps),
                   1.0);
-}
-
-double TrainerBase::learning_rate() const {
-  if (step_ < spec_.warmup_steps)
-    return spec_.lr * static_cast<double>(step_) / static_cast<double>(spec_.warmup_steps);
-  if (step_ >= spec_.decay_start && spec_.decay_start < spec_.steps())
-    return spec_.lr * static_cast<double>(spec_.steps() - step_) /
-           static_cast<double>(spec_.steps() - spec_.decay_start);
-  return spec_.lr;
 }
 
 products::Scratch TrainerBase::centred(const at::Tensor& x) const {
@@ -380,14 +372,14 @@ TrainerBase::Stepped TrainerBase::step_here(const at::Tensor& x) {
   if (!stepped.applied) return stepped;
   double clip = 1;
   if (spec_.grad_clip) clip = std::min(1.0, *spec_.grad_clip / (stepped.norm + 1e-6));
-  update(learning_rate(), clip, along);
+  update(learning_rate(spec_, step_), clip, along);
   if (!next_silence_.empty()) silence_.swap(next_silence_);
   return stepped;
 }
 
 StepOrder TrainerBase::order() const {
   return {.step = step_,
-          .rate = learning_rate(),
+          .rate = learning_rate(spec_, step_),
           .adam_step = adam_steps_ + 1,
           .sparsity_scale = sparsity_scale(),
           .dead_after = static_cast<std::int64_t>(dead_after())};
@@ -469,27 +461,39 @@ bool TrainerBase::held_out_is_due() const {
   return step_ * spec_.batch / spec_.eval_every > (step_ - every) * spec_.batch / spec_.eval_every;
 }
 
+std::vector<std::int64_t> TrainerBase::held_out_ends(std::int64_t rows) const {
+  const auto most = static_cast<std::int64_t>(spec_.batch);
+  const std::int64_t pieces = (rows + most - 1) / most;
+  std::vector<std::int64_t> ends;
+  // About equally many in each: a piece of a few rows says little of a loss over a batch.
+  for (std::int64_t piece = 1; piece <= pieces; ++piece) ends.push_back(piece * rows / pieces);
+  return ends;
+}
+
 Result<HeldOutReport> TrainerBase::score_held_out(const at::Tensor& rows) {
   SAE_CHECK(rows.dim() == 2 && rows.size(0) > 0 && rows.size(1) == width_of(parts_) &&
                 rows.is_contiguous(),
             "held-out rows of the wrong shape: {} values for {}", rows.size(1), width_of(parts_));
   if (at::get_num_threads() != 1) at::set_num_threads(1);
   // Also after an allocation that failed.
-  struct PassOfOtherSize {
-    explicit PassOfOtherSize(std::int64_t& rows) : of(rows), before(rows) {}
-    PassOfOtherSize(const PassOfOtherSize&) = delete;
-    PassOfOtherSize& operator=(const PassOfOtherSize&) = delete;
-    ~PassOfOtherSize() { of = before; }
-    std::int64_t &of, before;
-  } pass_size(rows_in_pass_);
+  struct BackToTraining {
+    explicit BackToTraining(TrainerBase& trainer) : of(trainer) {}
+    BackToTraining(const BackToTraining&) = delete;
+    BackToTraining& operator=(const BackToTraining&) = delete;
+    ~BackToTraining() {
+      of.rows_in_pass_ = static_cast<std::int64_t>(of.spec_.batch);
+      of.held_out_first_.reset();
+    }
+    TrainerBase& of;
+  } back_to_training(*this);
 
   const std::int64_t count = rows.size(0);
-  const std::int64_t pieces = (count + pass_size.before - 1) / pass_size.before;
+  const std::vector<std::int64_t> ends = held_out_ends(count);
   std::vector<char> fired(spec_.d_sae, 0), fired_here;
   double loss = 0, squared_error = 0, active = 0;
-  for (std::int64_t piece = 0; piece < pieces; ++piece) {
-    // About equally many in each: a piece of a few rows says little of a loss over a batch.
-    const std::int64_t first = piece * count / pieces, end = (piece + 1) * count / pieces;
+  std::int64_t first = 0;
+  for (const std::int64_t end : ends) {
+    held_out_first_ = first;
     rows_in_pass_ = end - first;
     const auto weight = static_cast<double>(rows_in_pass_);
     SAE_TRY(const PassSums sums, look(rows.narrow(0, first, rows_in_pass_), fired_here));
@@ -498,6 +502,7 @@ Result<HeldOutReport> TrainerBase::score_held_out(const at::Tensor& rows) {
     squared_error += whole * weight * sums.reconstruction;
     active += whole * weight * sums.l0;
     for (std::size_t i = 0; i < fired.size(); ++i) fired[i] |= fired_here[i];
+    first = end;
   }
   rows_in_pass_ = count;
   // What is predicted lies at the end of a row, and is all of it but for transcoders.

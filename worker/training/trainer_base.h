@@ -93,6 +93,8 @@ class TrainerBase : public SaeTrainer {
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
   virtual void before_first_step(const at::Tensor&) {}
+  // Where held-out rows are cut into the batches of a look: the end of each.
+  virtual std::vector<std::int64_t> held_out_ends(std::int64_t rows) const;
   // The initial parameters, unless an SAE was read: rows of W_dec in random directions, W_enc the
   // same, biases as the recipe says.
   virtual void draw();
@@ -162,6 +164,8 @@ class TrainerBase : public SaeTrainer {
   mutable std::vector<std::int64_t> silence_;  // also fetch() writes it
   std::vector<std::int64_t> next_silence_;
   std::uint64_t step_ = 0;
+  // Of a pass over held-out rows, which of them comes first; nothing while training.
+  std::optional<std::int64_t> held_out_first_;
 
  private:
   struct Stepped {
@@ -178,7 +182,6 @@ class TrainerBase : public SaeTrainer {
   Result<void> hand_over();    // to the engine, what it does not have yet
   Result<void> fetch() const;  // from it
 
-  double learning_rate() const;
   // The norm of the gradient, that of W_dec as it is used: `along`[i] times row i of W_dec is to be
   // taken from row i of its gradient, so that rows of unit norm only turn.
   double gradient_norm(std::vector<float>& along) const;

@@ -6,7 +6,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <set>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "tests/worker/small_model.h"
@@ -24,8 +27,7 @@ using testing::HasSubstr;
 constexpr std::uint64_t kBatch = 100;
 
 struct Scene {
-  std::shared_ptr<const Transformer> model =
-      std::make_shared<const Transformer>(lively_model(small_config()));
+  std::shared_ptr<Transformer> model = std::make_shared<Transformer>(lively_model(small_config()));
   std::shared_ptr<const TokenDocuments> games = small_games(400, 0.1);
   sweeps::StreamSpec spec = [] {
     sweeps::StreamSpec stream;
@@ -34,8 +36,20 @@ struct Scene {
     return stream;
   }();
 
-  std::unique_ptr<DocumentStream> open(ThreadPool& pool) const {
-    return DocumentStream::open(spec, model, games, pool).value();
+  std::unique_ptr<DocumentStream> open(ThreadPool& pool, bool downstream = false) const {
+    return DocumentStream::open(spec, model, games, pool, downstream).value();
+  }
+  // Of a function of rows, along a direction: its difference and what the gradient says.
+  template <class Of>
+  static void expect_slope(const Of& of, const at::Tensor& rows, const at::Tensor& gradient) {
+    at::Tensor direction = at::empty_like(rows);
+    Rng rng(5, "test.direction");
+    for (std::int64_t i = 0; i < direction.numel(); ++i)
+      direction.mutable_data_ptr<float>()[i] = static_cast<float>(rng.normal());
+    constexpr double kStep = 1e-2;
+    const double ahead = of(rows + kStep * direction), behind = of(rows - kStep * direction);
+    const double slope = (gradient * direction).sum(at::kDouble).item<double>();
+    EXPECT_NEAR((ahead - behind) / (2 * kStep), slope, 0.02 * std::abs(slope) + 1e-6);
   }
   static at::Tensor read(DocumentStream& stream, std::uint64_t first) {
     at::Tensor rows = at::empty({static_cast<std::int64_t>(kBatch), stream.d_in()}, at::kFloat);
@@ -86,7 +100,7 @@ TEST(DocumentStream, TheActivationsThemselvesChangeNothing) {
   ThreadPool pool(2);
   const auto stream = scene.open(pool);
   const at::Tensor rows = Scene::read(*stream, 0);
-  const auto said = stream->splice(0, rows);
+  const auto said = stream->splice(0, rows, 0);
   EXPECT_NEAR(said.kl, 0, 1e-9);
   EXPECT_LT(said.gradient.abs().max().item<double>(), 1e-7);
 }
@@ -97,17 +111,10 @@ TEST(DocumentStream, TheGradientIsThatOfTheDivergence) {
   const auto stream = scene.open(pool);
   at::Tensor rows = Scene::read(*stream, kBatch);
   rows = rows * 0.7;
-  const auto said = stream->splice(kBatch, rows);
+  const auto said = stream->splice(kBatch, rows, 0);
   EXPECT_GT(said.kl, 1e-4);
-  at::Tensor direction = at::empty_like(rows);
-  Rng rng(5, "test.direction");
-  for (std::int64_t i = 0; i < direction.numel(); ++i)
-    direction.mutable_data_ptr<float>()[i] = static_cast<float>(rng.normal());
-  constexpr double kStep = 1e-2;
-  const double ahead = stream->splice(kBatch, rows + kStep * direction).kl;
-  const double behind = stream->splice(kBatch, rows - kStep * direction).kl;
-  const double slope = (said.gradient * direction).sum(at::kDouble).item<double>();
-  EXPECT_NEAR((ahead - behind) / (2 * kStep), slope, 0.02 * std::abs(slope) + 1e-6);
+  Scene::expect_slope([&](const at::Tensor& at) { return stream->splice(kBatch, at, 0).kl; }, rows,
+                      said.gradient);
 }
 
 // d KL / d logits = (Q - P) / N, which sums to 0 over the vocabulary: at the last hook the rest is
@@ -126,10 +133,171 @@ TEST(DocumentStream, AtTheLastHookTheGradientIsQMinusPThroughTheHead) {
   const at::Tensor of_logits = (q - p) / static_cast<double>(kBatch);
   EXPECT_LT(of_logits.sum(1).abs().max().item<double>(), 1e-12);
   const at::Tensor want = at::mm(of_logits, head.to(at::kDouble));
-  const auto said = stream->splice(0, other);
+  const auto said = stream->splice(0, other, 0);
   const double scale = want.abs().max().item<double>();
   EXPECT_LT((said.gradient.to(at::kDouble) - want).abs().max().item<double>(), 1e-5 * scale);
   EXPECT_NEAR(said.kl, (p * (p.log() - q.log())).sum(1).mean().item<double>(), 1e-6);
+}
+
+// Wherever the hook lies; only what follows it is run, so weights before it may be no numbers.
+TEST(DocumentStream, SplicesAtEveryHookAndRunsNothingBefore) {
+  for (const char* hook :
+       {"hook_embed", "blocks.0.hook_resid_mid", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z",
+        "blocks.1.hook_attn_out", "blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out",
+        "blocks.1.hook_resid_post"}) {
+    SCOPED_TRACE(hook);
+    Scene scene;
+    scene.spec.hook = hook;
+    ThreadPool pool(2);
+    const auto stream = scene.open(pool);
+    const at::Tensor rows = Scene::read(*stream, 0);
+    EXPECT_NEAR(stream->splice(0, rows, 0).kl, 0, 1e-9);
+    const at::Tensor other = rows * 0.7;
+    const auto before = stream->splice(0, other, 0);
+    // The whole model, with the rows put in place by hand.
+    double kl = 0;
+    std::int64_t row = 0;
+    for (const auto& [document, own] : stream->documents_of(0, kBatch)) {
+      const auto ids = scene.games->tokens(document);
+      at::Tensor tokens = at::empty({1, own}, at::kLong);
+      for (std::int64_t i = 0; i < own; ++i) tokens[0][i] = ids[static_cast<std::size_t>(i)];
+      ForwardRequest request;
+      const at::Tensor p = scene.model->forward(tokens, request).logits.log_softmax(-1);
+      request.replace_hook = hook;
+      request.replacement = [&](const at::Tensor&) {
+        return other.narrow(0, row, own).unsqueeze(0);
+      };
+      const at::Tensor q = scene.model->forward(tokens, request).logits.log_softmax(-1);
+      kl += (p.exp() * (p - q)).sum(at::kDouble).item<double>() / double{kBatch};
+      row += own;
+    }
+    EXPECT_NEAR(before.kl, kl, 1e-5 * kl);
+    if (std::string(hook) != "hook_embed")
+      for (auto& [name, weight] : scene.model->weights())
+        if (name.starts_with("w") ||
+            (name.starts_with("h.0.") && std::string(hook).starts_with("blocks.1")))
+          weight.fill_(std::nan(""));
+    const auto after = stream->splice(0, other, 0);
+    EXPECT_EQ(after.kl, before.kl);
+    EXPECT_TRUE(same_bytes(after.gradient, before.gradient));
+  }
+}
+
+TEST(DocumentStream, DownstreamIsTheErrorOfLaterResidualStreamsAndHasItsGradient) {
+  Scene scene;
+  scene.spec.hook = "blocks.0.hook_mlp_out";
+  ThreadPool pool(2);
+  const auto stream = scene.open(pool, /*downstream=*/true);
+  const at::Tensor rows = Scene::read(*stream, kBatch);
+  EXPECT_NEAR(stream->splice(kBatch, rows, 2).downstream, 0, 1e-12);
+  const at::Tensor other = rows * 0.7;
+  double error = 0;
+  std::int64_t row = 0;
+  for (const auto& [document, own] : stream->documents_of(kBatch, kBatch)) {
+    const auto ids = scene.games->tokens(document);
+    at::Tensor tokens = at::empty({1, own}, at::kLong);
+    for (std::int64_t i = 0; i < own; ++i) tokens[0][i] = ids[static_cast<std::size_t>(i)];
+    ForwardRequest request;
+    request.capture = {"blocks.0.hook_resid_post", "blocks.1.hook_resid_post"};
+    const auto clean = scene.model->forward(tokens, request).captured;
+    request.replace_hook = scene.spec.hook;
+    request.replacement = [&](const at::Tensor&) { return other.narrow(0, row, own).unsqueeze(0); };
+    const auto moved = scene.model->forward(tokens, request).captured;
+    for (const auto& [hook, value] : clean)
+      error += (moved.at(hook) - value).square().sum(at::kDouble).item<double>();
+    row += own;
+  }
+  const auto said = stream->splice(kBatch, other, 2);
+  const double mean = error / (2.0 * kBatch * 16);
+  EXPECT_NEAR(said.downstream, mean, 1e-5 * mean);
+  EXPECT_NEAR(said.kl, stream->splice(kBatch, other, 0).kl, 1e-9);
+  Scene::expect_slope(
+      [&](const at::Tensor& at) {
+        const auto here = stream->splice(kBatch, at, 2);
+        return here.kl + 2 * here.downstream;
+      },
+      other, said.gradient);
+  // The term alone, so that the divergence does not hide it.
+  Scene::expect_slope(
+      [&](const at::Tensor& at) { return 1e4 * stream->splice(kBatch, at, 1e4).downstream; }, other,
+      stream->splice(kBatch, other, 1e4).gradient - stream->splice(kBatch, other, 0).gradient);
+}
+
+TEST(DocumentStream, WhatTokensDropIsNoRowAndStaysAsItIs) {
+  Scene scene;
+  scene.spec.filters = {.remove_bos = true, .exclude_special_tokens = {3, 5}};
+  ThreadPool pool(2);
+  const auto stream = scene.open(pool, /*downstream=*/true);
+  EXPECT_GT(stream->dropped(), 0.1);
+  const at::Tensor rows = Scene::read(*stream, 0), other = rows * 0.7;
+  const auto said = stream->splice(0, other, 1);
+  double kl = 0;
+  std::int64_t row = 0;
+  for (const auto& [document, own] : stream->documents_of(0, kBatch)) {
+    const auto ids = scene.games->tokens(document);
+    const auto length = static_cast<std::int64_t>(scene.games->rows(document));
+    at::Tensor tokens = at::empty({1, length}, at::kLong);
+    for (std::int64_t i = 0; i < length; ++i) tokens[0][i] = ids[static_cast<std::size_t>(i)];
+    std::vector<std::int64_t> kept;
+    for (std::int64_t i = 1; i < length && std::ssize(kept) < own; ++i)
+      if (tokens[0][i].item<std::int64_t>() != 3 && tokens[0][i].item<std::int64_t>() != 5)
+        kept.push_back(i);
+    const at::Tensor at = at::tensor(kept, at::kLong);
+    ForwardRequest request;
+    request.capture = {scene.spec.hook};
+    const auto clean = scene.model->forward(tokens, request);
+    EXPECT_LT((clean.captured.at(scene.spec.hook)[0].index_select(0, at) - rows.narrow(0, row, own))
+                  .abs()
+                  .max()
+                  .item<double>(),
+              1e-5);
+    request.replace_hook = scene.spec.hook;
+    request.replacement = [&](const at::Tensor& value) {
+      at::Tensor replaced = value.clone();
+      replaced[0].index_copy_(0, at, other.narrow(0, row, own));
+      return replaced;
+    };
+    const at::Tensor p = clean.logits.log_softmax(-1)[0].index_select(0, at);
+    const at::Tensor q =
+        scene.model->forward(tokens, request).logits.log_softmax(-1)[0].index_select(0, at);
+    kl += (p.exp() * (p - q)).sum(at::kDouble).item<double>() / double{kBatch};
+    row += own;
+  }
+  EXPECT_EQ(row, static_cast<std::int64_t>(kBatch));
+  EXPECT_NEAR(said.kl, kl, 1e-5 * kl);
+}
+
+TEST(DocumentStream, HeldOutRowsAreSplicedDocumentByDocumentAndLeaveTheStepAlone) {
+  const Scene scene;
+  ThreadPool pool(2);
+  const auto stream = scene.open(pool);
+  const at::Tensor rows = Scene::read(*stream, 0);
+  const at::Tensor half = rows * 0.5;
+  const auto before = stream->splice(0, half, 0);
+  const at::Tensor apart = stream->read_held_out(150);
+  EXPECT_EQ(apart.size(0), 150);
+  const auto& held_out = scene.games->held_out_documents();
+  const at::Tensor whole = activations_of(*scene.model, scene.spec.hook, *scene.games,
+                                          std::span(held_out).subspan(0, 20), pool);
+  EXPECT_TRUE(same_bytes(apart, whole.narrow(0, 0, 150).contiguous()));
+  const auto ends = stream->held_out_documents_end();
+  ASSERT_EQ(ends.back(), 150);
+  EXPECT_NEAR(stream->splice_held_out(0, apart, 0).kl, 0, 1e-9);
+  const at::Tensor other = (apart * 0.5).contiguous();
+  const auto together = stream->splice_held_out(0, other, 0);
+  double kl = 0;
+  std::int64_t first = 0;
+  for (const std::int64_t end : ends) {
+    const auto said =
+        stream->splice_held_out(first, other.narrow(0, first, end - first).contiguous(), 0);
+    kl += said.kl * static_cast<double>(end - first) / 150;
+    first = end;
+  }
+  EXPECT_GT(kl, 1e-4);
+  EXPECT_NEAR(together.kl, kl, 1e-6 * kl);
+  const auto after = stream->splice(0, half, 0);
+  EXPECT_EQ(after.kl, before.kl);
+  EXPECT_TRUE(same_bytes(after.gradient, before.gradient));
 }
 
 TEST(DocumentStream, BytesDoNotDependOnTheNumberOfThreads) {
@@ -139,7 +307,7 @@ TEST(DocumentStream, BytesDoNotDependOnTheNumberOfThreads) {
   const at::Tensor rows = Scene::read(*alone, 0);
   EXPECT_TRUE(same_bytes(rows, Scene::read(*together, 0)));
   const at::Tensor half = rows * 0.5;
-  const auto said = alone->splice(0, half), also = together->splice(0, half);
+  const auto said = alone->splice(0, half, 0), also = together->splice(0, half, 0);
   EXPECT_EQ(said.kl, also.kl);
   EXPECT_TRUE(same_bytes(said.gradient, also.gradient));
 }
@@ -156,6 +324,13 @@ TEST(DocumentStream, RefusesWhatCannotBe) {
   spec = scene.spec;
   spec.hook = "blocks.7.hook_resid_pre";
   EXPECT_THAT(opened(spec).error().message, HasSubstr("no hook"));
+  spec = scene.spec;
+  spec.filters.max_activation_norm_multiple = 10;
+  EXPECT_THAT(opened(spec).error().message, HasSubstr("filter by norm"));
+  spec = scene.spec;
+  spec.hook = "blocks.1.hook_resid_post";
+  EXPECT_THAT(DocumentStream::open(spec, scene.model, scene.games, pool, true).error().message,
+              HasSubstr("no block behind it"));
   const auto stream = scene.open(pool);
   EXPECT_TRUE(stream->check_batch(kBatch));
   EXPECT_THAT(stream->check_batch(1'000'000).error().message, HasSubstr("a batch of 1000000"));

@@ -143,6 +143,12 @@ TEST(ExecutorVerbs, EveryBenchHasItsBaselineInTheSameRun) {
       {"train --arch standard -n 2 --d-in 32 --d-sae 64 --batch 64 --steps 2 --rounds 1 "
        "--against autograd",
        "sae_tokens_per_s"},
+      {"train --arch batchtopk -n 1 --d-in 32 --d-sae 64 --k 4 --batch 64 --steps 2 --rounds 1 "
+       "--against autograd",
+       "sae_tokens_per_s"},
+      {"train --arch jumprelu -n 1 --d-in 32 --d-sae 64 --batch 64 --steps 2 --rounds 1 "
+       "--against autograd",
+       "sae_tokens_per_s"},
       {"harvest --board 4 --layers 2 --d-model 16 --heads 2 --d-mlp 32 --games 64 --rounds 1",
        "tokens_per_s"},
       {"generate --board 4 --games 1000 --rounds 1", "games_per_s"}};

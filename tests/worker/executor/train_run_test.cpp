@@ -128,6 +128,25 @@ TEST_F(TrainRun, EndToEndBesideOthersTheBytesAreThoseOfEachAlone) {
               digest_of(undisturbed(spec), "sae.safetensors"));
 }
 
+TEST_F(TrainRun, EndToEndLeavesRowsOutByTokenAndComparesWhatFollows) {
+  auto spec = trial(Architecture::kEndToEnd);
+  const auto plain = undisturbed(spec);
+  spec.training.in_to_orig = 2;
+  spec.stream.filters = {.remove_bos = true, .exclude_special_tokens = {3}};
+  FakeAgent agent(state());
+  const auto result =
+      agent.run_to_end(run_of({train_member(spec)}, kNever)).results.at(task_of(spec));
+  ASSERT_EQ(result.outcome(), protocol::OUTCOME_DONE) << result.reason();
+  const Json config = parse_json(bytes_of(result, "config.json")).value();
+  EXPECT_THAT(JsonSchemaCheck::problems(config, JsonSchemaCheck::schema("config")),
+              testing::IsEmpty());
+  EXPECT_EQ(config["parameters"]["in_to_orig"], 2);
+  EXPECT_EQ(config["parameters"]["lr_schedule"], "cosine");
+  EXPECT_GT(config["filters"]["dropped_rows"], 1.0 / 12);
+  EXPECT_LT(config["filters"]["dropped_rows"], 0.3);
+  EXPECT_NE(digest_of(result, "sae.safetensors"), digest_of(plain, "sae.safetensors"));
+}
+
 TEST_F(TrainRun, ABatchThatDocumentsCannotFillEndsItsOwnTrialAlone) {
   const auto fits = trial(Architecture::kEndToEnd);
   auto too_large = fits;

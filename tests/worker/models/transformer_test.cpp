@@ -327,6 +327,53 @@ TEST(TransformerHooks, ACaptureSeesTheValueBeforeItsReplacement) {
                          plain.captured.at("blocks.1.hook_resid_pre") * 2));
 }
 
+// The weights of what lies before are not numbers: whoever reads them has none either.
+TEST(TransformerHooks, APassThatStartsInTheResidualStreamHasTheBytesOfTheWholeAndNothingBefore) {
+  const Transformer model = lively_model(small_config());
+  const at::Tensor tokens = random_tokens(model.config(), 3, 11);
+  ForwardRequest whole;
+  whole.capture = {"blocks.0.hook_resid_pre",  "blocks.0.hook_resid_mid",
+                   "blocks.0.hook_resid_post", "blocks.1.hook_resid_pre",
+                   "blocks.1.hook_resid_mid",  "blocks.1.hook_resid_post"};
+  const ForwardResult full = model.forward(tokens, whole);
+  const std::map<std::string, std::vector<std::string>> before = {
+      {"blocks.0.hook_resid_pre", {"wte", "wpe"}},
+      {"blocks.0.hook_resid_mid", {"wte", "wpe", "h.0.ln_1", "h.0.attn"}},
+      {"blocks.0.hook_resid_post", {"wte", "wpe", "h.0"}},
+      {"blocks.1.hook_resid_pre", {"wte", "wpe", "h.0"}},
+      {"blocks.1.hook_resid_mid", {"wte", "wpe", "h.0", "h.1.ln_1", "h.1.attn"}},
+      {"blocks.1.hook_resid_post", {"wte", "wpe", "h.0", "h.1"}}};
+  for (const auto& [hook, names] : before) {
+    SCOPED_TRACE(hook);
+    Transformer rest = lively_model(small_config());
+    for (auto& [name, weight] : rest.weights())
+      for (const std::string& start : names)
+        if (name.starts_with(start)) weight.fill_(std::nan(""));
+    ForwardRequest request;
+    request.start = hook;
+    request.start_value = full.captured.at(hook);
+    request.capture = {hook, "blocks.1.hook_resid_post"};
+    const ForwardResult late = rest.forward(tokens, request);
+    EXPECT_TRUE(same_bytes(late.logits, full.logits));
+    EXPECT_TRUE(same_bytes(late.captured.at(hook), full.captured.at(hook)));
+    EXPECT_TRUE(same_bytes(late.captured.at("blocks.1.hook_resid_post"),
+                           full.captured.at("blocks.1.hook_resid_post")));
+  }
+}
+
+TEST(TransformerHooks, KnowWhatTheyAreComputedFromAndWhatFollows) {
+  const Transformer model = lively_model(small_config());
+  EXPECT_EQ(model.start_of("hook_embed"), "");
+  EXPECT_EQ(model.start_of("blocks.1.hook_resid_pre"), "blocks.1.hook_resid_pre");
+  EXPECT_EQ(model.start_of("blocks.1.attn.hook_z"), "blocks.1.hook_resid_pre");
+  EXPECT_EQ(model.start_of("blocks.1.mlp.hook_post"), "blocks.1.hook_resid_mid");
+  EXPECT_EQ(model.start_of("ln_final.hook_normalized"), "blocks.1.hook_resid_post");
+  const std::vector<std::string> both{"blocks.0.hook_resid_post", "blocks.1.hook_resid_post"};
+  EXPECT_EQ(model.residuals_after("blocks.0.hook_mlp_out"), both);
+  EXPECT_EQ(model.residuals_after("blocks.0.hook_resid_post"), std::vector(1, both[1]));
+  EXPECT_TRUE(model.residuals_after("blocks.1.hook_resid_post").empty());
+}
+
 TEST(TransformerHooks, AreTheBlocksOfAResidualStream) {
   const Transformer model = lively_model(small_config());
   ForwardRequest request;

@@ -14,27 +14,45 @@ namespace {
 constexpr std::int64_t kIn = 12;
 constexpr std::uint64_t kBatch = 300, kSteps = 12;
 
-// "KL" = mean over rows of |x_hat A - target|^2 / 2, whatever the rows are.
+// "KL" = mean over rows of |x_hat A - target|^2 / 2, "downstream" that of |x_hat|^2, whatever the
+// rows are.
 class SquareModel final : public SplicedModel {
  public:
-  Said splice(std::uint64_t first, const at::Tensor& reconstruction) override {
+  Said splice(std::uint64_t first, const at::Tensor& reconstruction, double in_to_orig) override {
     asked.push_back(first);
-    const at::Tensor error = at::mm(reconstruction, a) - target;
+    return say(reconstruction, target, in_to_orig);
+  }
+  Said splice_held_out(std::int64_t first, const at::Tensor& reconstruction,
+                       double in_to_orig) override {
+    asked_apart.push_back(first);
+    return say(reconstruction, apart.narrow(0, first, reconstruction.size(0)), in_to_orig);
+  }
+  std::vector<std::int64_t> held_out_documents_end() const override { return ends; }
+
+  Said say(const at::Tensor& reconstruction, const at::Tensor& wanted, double in_to_orig) const {
+    const at::Tensor error = at::mm(reconstruction, a) - wanted;
     const auto rows = static_cast<double>(reconstruction.size(0));
-    Said said{error.square().sum(at::kDouble).item<double>() / (2 * rows),
-              at::mm(error, a.t()) / rows};
+    Said said;
+    said.kl = error.square().sum(at::kDouble).item<double>() / (2 * rows);
+    said.downstream = reconstruction.square().sum(at::kDouble).item<double>() / (2 * rows);
+    said.gradient = at::mm(error, a.t()) / rows + reconstruction * (in_to_orig / rows);
     if (is_broken) said.kl = std::numeric_limits<double>::quiet_NaN();
     return said;
   }
 
   const at::Tensor a = normal_tensor({kIn, 5}, 21);
   const at::Tensor target = normal_tensor({static_cast<std::int64_t>(kBatch), 5}, 22);
+  const at::Tensor apart = normal_tensor({467, 5}, 23);
+  std::vector<std::int64_t> ends{150, 290, 310, 400, 467};
   bool is_broken = false;
   std::vector<std::uint64_t> asked;
+  std::vector<std::int64_t> asked_apart;
 };
 
 TrainingSpec spec_of(std::uint64_t steps = kSteps) {
   TrainingSpec spec = make_spec(Architecture::kEndToEnd, 150, kBatch, steps);
+  spec.lr_schedule = sweeps::LrSchedule::kCosine;
+  spec.warmup_steps = spec.decay_start = steps / 6;
   spec.l1 = 0.3;
   spec.grad_clip = 10;
   spec.lr = 5e-3;
@@ -55,7 +73,9 @@ at::Tensor rows() {
 TEST(EndToEnd, GradientsAreThoseOfAutograd) {
   ThreadPool pool(2);
   SquareModel model;
-  const TrainingSpec spec = spec_of();
+  TrainingSpec spec = spec_of();
+  spec.in_to_orig = 0.4;
+  spec.out_to_in = 0.7;
   const auto trainer = trainer_of(spec, model, pool);
   TrainerBase& base = inside(*trainer);
   SaeTensors& parameters = base.parameters();
@@ -71,10 +91,12 @@ TEST(EndToEnd, GradientsAreThoseOfAutograd) {
     leaves.push_back(each->to(at::kDouble).detach().requires_grad_(true));
   const at::Tensor f = at::addmm(leaves[1], x.to(at::kDouble), leaves[0].t()).relu();
   const at::Tensor w = leaves[2] / leaves[2].square().sum(1, true).sqrt();
-  const at::Tensor error =
-      at::mm(at::addmm(leaves[3], f, w), model.a.to(at::kDouble)) - model.target.to(at::kDouble);
-  const at::Tensor loss =
-      error.square().sum() / (2.0 * kBatch) + f.sum() * (*spec.l1 / (kBatch * double{kIn}));
+  const at::Tensor x_hat = at::addmm(leaves[3], f, w);
+  const at::Tensor error = at::mm(x_hat, model.a.to(at::kDouble)) - model.target.to(at::kDouble);
+  const at::Tensor loss = error.square().sum() / (2.0 * kBatch) +
+                          f.sum() * (*spec.l1 / (kBatch * double{kIn})) +
+                          x_hat.square().sum() * (spec.in_to_orig / (2.0 * kBatch)) +
+                          (x_hat - x.to(at::kDouble)).square().mean() * spec.out_to_in;
   const auto want = torch::autograd::grad({loss}, leaves);
 
   EXPECT_NEAR(sums.loss(), loss.item<double>(), 1e-5 * loss.item<double>());
@@ -117,6 +139,39 @@ TEST(EndToEnd, WhatIsNotFiniteIsSkippedAndChangesNothing) {
   ASSERT_TRUE(report);
   EXPECT_FALSE(report->applied);
   EXPECT_TRUE(serialize_sae(trainer->sae()) == before);
+}
+
+TEST(EndToEnd, LooksAtHeldOutDocumentsInBatchesOfWholeOnesAndChangeNoByte) {
+  ThreadPool pool(2);
+  SquareModel model, unseen;
+  TrainingSpec spec = spec_of();
+  const auto plain = trainer_of(spec, unseen, pool);
+  train(*plain, rows(), kSteps);
+  spec.eval_every = kBatch * 4;
+  const auto trainer = trainer_of(spec, model, pool);
+  const at::Tensor apart = sparse_rows(467, directions(30, kIn, 1), 4, 3);
+  for (std::uint64_t step = 1; step <= kSteps; ++step) {
+    train(*trainer, rows(), step);
+    EXPECT_EQ(trainer->held_out_is_due(), step % 4 == 0);
+    if (!trainer->held_out_is_due()) continue;
+    const HeldOutReport look = trainer->score_held_out(apart).value();
+    EXPECT_FALSE(trainer->held_out_is_due());
+    const SaeTensors& own = inside(*trainer).parameters();
+    const at::Tensor f = at::addmm(own.b_enc, apart, own.w_enc.t()).relu();
+    const at::Tensor w = own.w_dec / own.w_dec.square().sum(1, true).sqrt();
+    const at::Tensor x_hat = at::addmm(own.b_dec, f, w);
+    const double loss = model.say(x_hat, model.apart, 0).kl +
+                        *spec.l1 * f.sum(1).mean().item<double>() / double{kIn};
+    EXPECT_NEAR(look.loss, loss, 1e-4 * loss);
+    EXPECT_NEAR(look.l0, f.gt(0).sum(1).to(at::kDouble).mean().item<double>(), 1e-2);
+    const double error = (x_hat - apart).square().sum(at::kDouble).item<double>();
+    const double variance = (apart - apart.mean(0)).square().sum(at::kDouble).item<double>();
+    EXPECT_NEAR(look.fve, 1 - error / variance, 1e-4);
+  }
+  // 290 rows are as many documents as fit a batch of 300.
+  EXPECT_EQ(model.asked_apart, (std::vector<std::int64_t>{0, 290, 0, 290, 0, 290}));
+  EXPECT_EQ(model.asked, unseen.asked);
+  EXPECT_TRUE(serialize_sae(trainer->sae()) == serialize_sae(plain->sae()));
 }
 
 TEST(EndToEnd, BytesDependOnNeitherThreadsNorStops) {
