@@ -214,7 +214,8 @@ SweepEstimate estimate(const SweepPlan& plan) {
         model_seconds(stream.model_parameters, harvested * static_cast<double>(stream.spec.tokens));
     // All trials of a stream train together if memory allows, else in turns.
     const std::uint64_t idle =
-        slots * (kExecutorBytes + std::max(group_bytes(stream), per.spliced_bytes));
+        slots * (kExecutorBytes + 2 * 4 * stream.model_parameters +  // as loaded and as packed
+                 std::max(group_bytes(stream), per.spliced_bytes));
     const std::uint64_t together = idle + per.training_bytes;
     const std::uint64_t least = idle + slots * per.largest;
     result.memory_bytes = std::max(

@@ -14,7 +14,7 @@ using enum Architecture;
 constexpr std::array kTopKeys{"name"sv,      "model"sv,     "data"sv,     "activations"sv,
                               "train"sv,     "trials"sv,    "search"sv,   "evaluate"sv,
                               "baselines"sv, "resources"sv, "train_lm"sv, "early_stopping"sv};
-constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv};
+constexpr std::array kModelKeys{"path"sv, "random_weights"sv, "seed"sv, "precision"sv};
 constexpr std::array kOthelloKeys{"source"sv, "board"sv, "play"sv, "games"sv, "seed"sv};
 constexpr std::array kActivationDataKeys{"source"sv, "path"sv, "tensor"sv};
 constexpr std::array kActivationsKeys{"hooks"sv,   "tokens"sv,       "dtype"sv,   "normalize"sv,

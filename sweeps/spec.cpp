@@ -69,11 +69,9 @@ void read_word(JsonFields& fields, const char* name, const std::array<Word<Enum>
 }
 
 Json model_json(const ModelSpec& model) {
-  return {{"name", model.name},
-          {"path", model.path},
-          {"random_weights", model.random_weights},
-          {"seed", model.seed},
-          {"digest", model.digest}};
+  return {
+      {"name", model.name}, {"path", model.path},     {"random_weights", model.random_weights},
+      {"seed", model.seed}, {"digest", model.digest}, {"precision", to_string(model.precision)}};
 }
 
 Json data_json(const DataSpec& data) {
@@ -166,6 +164,11 @@ std::vector<std::string> StreamSpec::hooks() const {
   return all;
 }
 
+std::string ModelSpec::identity() const {
+  return precision == Precision::kFloat32 ? digest
+                                          : fmt::format("{} {}", digest, to_string(precision));
+}
+
 std::string StreamSpec::label() const { return fmt::format("{}", fmt::join(hooks(), "+")); }
 
 Json StreamSpec::hooks_json(Architecture architecture) const {
@@ -195,7 +198,7 @@ Json StreamSpec::identity_json() const {
   Json json = to_json();
   json["numerics"] = kNumericsVersion;
   json["data"] = data_identity(data);
-  if (model) json["model"] = model->digest;
+  if (model) json["model"] = model->identity();
   return json;
 }
 
@@ -216,6 +219,7 @@ Result<StreamSpec> StreamSpec::from_json(const Json& json) {
     inner.read("random_weights", stream.model->random_weights);
     inner.read("seed", stream.model->seed);
     inner.read("digest", stream.model->digest);
+    read_word(inner, "precision", kPrecisionWords, stream.model->precision);
     SAE_TRY_VOID(inner.finish());
   }
   if (const Json* data = fields.object("data")) {

@@ -94,6 +94,9 @@ struct ModelSpec {
   bool random_weights = false;
   std::uint64_t seed = 0;  // of random weights
   std::string digest;      // SHA-256 hex over config and weights (shape and seed if random)
+  Precision precision = Precision::kFloat32;  // of the products of its blocks
+  // What its activations depend on: the digest, and the precision if it is not fp32.
+  std::string identity() const;
   bool operator==(const ModelSpec&) const = default;
 };
 

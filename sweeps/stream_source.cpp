@@ -120,6 +120,9 @@ void read_model(const Section& top, const fs::path& directory, StreamSource& sou
   ModelSpec model;
   section.read_bool("random_weights", model.random_weights);
   section.read_count("seed", model.seed);
+  static constexpr std::array kPrecisions{"fp32"sv, "bf16"sv};
+  if (const auto word = section.read_word("precision", kPrecisions))
+    model.precision = static_cast<Precision>(*word);
   if (!node->is_map()) return;
   const YamlNode* path = section.require("path",
                                          "a folder with config.json and model.safetensors "

@@ -141,6 +141,7 @@ TEST(SpecTest, EveryOtherFieldIsPartOfAnIdentity) {
   using Change = std::function<void(TrialSpec&)>;
   const std::vector<Change> changes{
       [](TrialSpec& s) { s.stream.model->digest = std::string("b"); },
+      [](TrialSpec& s) { s.stream.model->precision = Precision::kBFloat16; },
       [](TrialSpec& s) { s.stream.model.reset(); },
       [](TrialSpec& s) { s.stream.data.games += 1; },
       [](TrialSpec& s) { s.stream.data.board = 8; },

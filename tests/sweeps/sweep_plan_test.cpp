@@ -51,7 +51,7 @@ TEST_F(SweepPlanTest, EveryKeyHasTheDefaultItPromises) {
 
 TEST_F(SweepPlanTest, EveryKeyOfTheSurfaceIsRead) {
   const SweepPlan result = plan(R"(name: all-keys
-model: {path: model, random_weights: true, seed: 7}
+model: {path: model, random_weights: true, seed: 7, precision: bf16}
 data: {source: othello, board: 6, play: uniform, games: 200k, seed: 3}
 activations:
   hooks: [blocks.2.hook_resid_post, blocks.0.mlp.hook_post]
@@ -77,6 +77,7 @@ resources: {memory: 2GiB, slots: 2}
   const StreamSpec& stream = result.trials[0].spec.stream;
   EXPECT_EQ(result.name, "all-keys");
   EXPECT_EQ(stream.model->seed, 7u);
+  EXPECT_EQ(stream.model->precision, Precision::kBFloat16);
   EXPECT_EQ(stream.data.seed, 3u);
   EXPECT_EQ(stream.dtype, DType::kFloat32);
   EXPECT_EQ(stream.normalize, Normalize::kSqrtD);

@@ -40,11 +40,12 @@ struct HarvestBench {
   int layers = 4, d_model = 128, heads = 4, d_mlp = 512;
   int board = 6;
   std::uint64_t games = 2048;  // a round
+  std::string precision = "fp32";
   unsigned rounds = 5;
   unsigned threads = 0;
 };
-// Keys: tokens_per_s of a harvest that stops at the hook; baseline: the same games through the
-// whole model, as capturing without stopping would do.
+// Keys: tokens_per_s of a harvest that stops at the hook, tokens_per_cpu_s, roofline; baseline: the
+// same games through the whole model, as capturing without stopping would do.
 Result<Json> bench_harvest(const HarvestBench& bench);
 
 struct GenerateBench {

@@ -14,6 +14,8 @@
 #include "worker/executor/bench.h"
 #include "worker/models/transformer.h"
 #include "worker/parallel/thread_pool.h"
+#include "worker/products/isa.h"
+#include "worker/products/product.h"
 
 namespace saesweep::worker {
 namespace {
@@ -60,6 +62,22 @@ void forward_all(const Transformer& model, const TokenDocuments& documents, Thre
   });
 }
 
+// The products of the blocks that are gone through, attention left out, against the inner loop
+// alone; both for a second of one core.
+Json roofline(const Transformer& model, const std::string& hook, bool rounded, const Rates& rates) {
+  const TransformerConfig& shape = model.config();
+  const double d = shape.d_model;
+  const double flops = 2 * (model.hook_block(hook) + 1) * (4 * d * d + 2 * d * shape.d_mlp);
+  const double ceiling =
+      products::flops_per_second(rounded ? products::bf16_numbers() : products::Numbers::kFloat);
+  const double reached = flops * rates.ours_per_cpu_second;
+  return {{"flops_per_token", flops},
+          {"gflops_per_core", reached * 1e-9},
+          {"ceiling_gflops_per_core", ceiling * 1e-9},
+          {"share", reached / ceiling},
+          {"instructions", products::to_string(products::current_isa())}};
+}
+
 }  // namespace
 
 unsigned bench_threads(unsigned asked) {
@@ -83,7 +101,12 @@ Rates compare(unsigned rounds, double units, const std::function<void()>& ours,
 
 Result<Json> bench_harvest(const HarvestBench& bench) {
   ThreadPool pool(bench_threads(bench.threads));
-  SAE_TRY(const Transformer model, make_model(bench));
+  if (bench.precision != "fp32" && bench.precision != "bf16")
+    return fail(ErrorCode::kInvalidArgument, "--precision {}: fp32 or bf16 would be right",
+                bench.precision);
+  const bool rounded = bench.precision == "bf16";
+  SAE_TRY(Transformer model, make_model(bench));
+  model.prepare(rounded ? sweeps::Precision::kBFloat16 : sweeps::Precision::kFloat32);
   const int middle = std::max(0, model.config().layers / 2 - 1);
   const std::string hook =
       bench.hook.empty() ? fmt::format("blocks.{}.hook_resid_post", middle) : bench.hook;
@@ -110,6 +133,8 @@ Result<Json> bench_harvest(const HarvestBench& bench) {
               {"tokens_per_cpu_s", rates.ours_per_cpu_second},
               {"baseline", {{"name", "whole forward pass"}, {"tokens_per_s", rates.baseline}}},
               {"ratio", rates.ours / rates.baseline},
+              {"roofline", roofline(model, hook, rounded, rates)},
+              {"precision", bench.precision},
               {"hook", hook},
               {"d_in", model.hook_width(hook)},
               {"layers", model.config().layers},

@@ -25,12 +25,12 @@
 #include "worker/device/session.h"
 #include "worker/executor/bench.h"
 #include "worker/parallel/thread_pool.h"
+#include "worker/products/isa.h"
+#include "worker/products/product.h"
 #include "worker/sae/sae.h"
 #include "worker/training/cohort.h"
 #include "worker/training/encoder.h"
 #include "worker/training/packing.h"
-#include "worker/products/isa.h"
-#include "worker/products/product.h"
 #include "worker/training/sae_trainer.h"
 
 namespace saesweep::worker {

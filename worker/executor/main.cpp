@@ -122,6 +122,8 @@ void add_harvest(CLI::App& bench, Flags& flags) {
   verb->add_option("--d-mlp", own.d_mlp, "Of random weights")->capture_default_str();
   verb->add_option("--board", own.board, "4, 6 or 8")->capture_default_str();
   verb->add_option("--games", own.games, "A round")->capture_default_str();
+  verb->add_option("--precision", own.precision, "Of the model's products: fp32 or bf16")
+      ->capture_default_str();
   verb->add_option("--rounds", own.rounds, "Medians are over these")->capture_default_str();
   verb->add_option("--threads", own.threads, "0: all cores")->capture_default_str();
   verb->add_flag("--json", flags.json, "For machines");

@@ -381,6 +381,8 @@ class TrainRun {
     const auto& stream = student.spec.stream;
     config.update(stream.hooks_json(student.spec.training.architecture));
     config["model_digest"] = stream.model ? Json(stream.model->digest) : Json(nullptr);
+    config["model_precision"] =
+        stream.model ? Json(sweeps::to_string(stream.model->precision)) : Json(nullptr);
     config["trial"] = student.spec.identity().hex();
     if (stream.filters.any()) {
       config["filters"] = stream.filters.to_json();

@@ -34,11 +34,7 @@ Result<void> check_unchanged(const std::string& what, const std::string& path,
 
 }  // namespace
 
-std::uint64_t loaded_bytes(const Transformer& model) {
-  std::uint64_t sum = 0;
-  for (const auto& [name, weight] : model.weights()) sum += weight.nbytes();
-  return sum;
-}
+std::uint64_t loaded_bytes(const Transformer& model) { return model.bytes(); }
 
 std::uint64_t loaded_bytes(const TokenDocuments& documents) {
   // A byte a token, the last target included, and one for the length.
@@ -54,7 +50,8 @@ Result<std::shared_ptr<const Transformer>> WarmCache::model(const sweeps::ModelS
   const std::string key = canonical_json({{"path", spec.path},
                                           {"digest", spec.digest},
                                           {"random", spec.random_weights},
-                                          {"seed", spec.seed}});
+                                          {"seed", spec.seed},
+                                          {"precision", sweeps::to_string(spec.precision)}});
   return models_.get(key, [&]() -> Result<std::shared_ptr<const Transformer>> {
     log::info("model.load path={} random_weights={}", spec.path, spec.random_weights);
     SAE_TRY(Transformer model,
@@ -65,6 +62,7 @@ Result<std::shared_ptr<const Transformer>> WarmCache::model(const sweeps::ModelS
           check_unchanged("model", spec.path, spec.digest,
                           sweeps::model_digest(spec.path, shape, spec.random_weights, spec.seed)));
     }
+    model.prepare(spec.precision);
     return std::make_shared<const Transformer>(std::move(model));
   });
 }

@@ -1,9 +1,11 @@
 #include "worker/models/transformer.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -131,15 +133,22 @@ struct Pass {
   }
 };
 
+enum class Rounding { kNone, kOperands, kOperandsAndResult };
+
 at::Tensor affine(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                  bool bf16) {
+                  Rounding rounding) {
   auto shape = x.sizes().vec();
   shape.back() = weight.size(1);
   const at::Tensor rows = x.reshape({-1, weight.size(0)});
-  if (!bf16) return at::addmm(bias, rows, weight).view(shape);
-  return (at::mm(rows.to(at::kBFloat16), weight.to(at::kBFloat16)).to(at::kFloat) + bias)
-      .view(shape);
+  if (rounding == Rounding::kNone) return at::addmm(bias, rows, weight).view(shape);
+  const at::Tensor rounded = rows.to(at::kBFloat16), rounded_weight = weight.to(at::kBFloat16);
+  if (rounding == Rounding::kOperands)
+    return at::addmm(bias, rounded.to(at::kFloat), rounded_weight.to(at::kFloat)).view(shape);
+  return (at::mm(rounded, rounded_weight).to(at::kFloat) + bias).view(shape);
 }
+
+// The products of a block.
+constexpr std::array kBlockProducts = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"};
 
 at::Tensor activate(const std::string& name, const at::Tensor& x) {
   if (name == "relu") return at::relu(x);
@@ -355,6 +364,18 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
                           config_.layer_norm_epsilon);
   };
 
+  const auto multiply = [&](const at::Tensor& x, const std::string& name) {
+    const at::Tensor& matrix = weight(name + ".weight");
+    const at::Tensor& bias = weight(name + ".bias");
+    const bool differentiates =
+        c10::GradMode::is_enabled() && (x.requires_grad() || matrix.requires_grad());
+    if (packed_ != nullptr && !differentiates) return packed_->affine(x, name, bias);
+    return affine(x, matrix, bias,
+                  request.bf16_products                        ? Rounding::kOperandsAndResult
+                  : precision_ == sweeps::Precision::kBFloat16 ? Rounding::kOperands
+                                                               : Rounding::kNone);
+  };
+
   at::Tensor residual;  // [batch, length, d_model]
   // The first hook of the residual stream that is reached, in the order of kResiduals.
   int first_layer = 0;
@@ -386,9 +407,8 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
       if (pass.stopped) break;
       const at::Tensor normed = at_hook("ln1.hook_normalized", norm(residual, block + "ln_1"));
       if (pass.stopped) break;
-      const auto qkv = affine(normed, weight(block + "attn.c_attn.weight"),
-                              weight(block + "attn.c_attn.bias"), request.bf16_products)
-                           .chunk(3, -1);  // 3 x [batch, length, d_model]
+      const auto qkv =
+          multiply(normed, block + "attn.c_attn").chunk(3, -1);  // 3 x [batch, length, d_model]
       const at::Tensor q = at_hook("attn.hook_q", qkv[0]);
       const at::Tensor k = at_hook("attn.hook_k", qkv[1]);
       const at::Tensor v = at_hook("attn.hook_v", qkv[2]);
@@ -400,9 +420,7 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
                                                       /*is_causal=*/true);
       z = at_hook("attn.hook_z", z.transpose(1, 2).reshape({batch, length, d}));
       if (pass.stopped) break;
-      const at::Tensor attended = at_hook(
-          "hook_attn_out", affine(z, weight(block + "attn.c_proj.weight"),
-                                  weight(block + "attn.c_proj.bias"), request.bf16_products));
+      const at::Tensor attended = at_hook("hook_attn_out", multiply(z, block + "attn.c_proj"));
       if (pass.stopped) break;
       residual = residual + attended;
     }
@@ -411,15 +429,11 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
       if (pass.stopped) break;
       const at::Tensor normed_mid = at_hook("ln2.hook_normalized", norm(residual, block + "ln_2"));
       if (pass.stopped) break;
-      const at::Tensor before =
-          at_hook("mlp.hook_pre", affine(normed_mid, weight(block + "mlp.c_fc.weight"),
-                                         weight(block + "mlp.c_fc.bias"), request.bf16_products));
+      const at::Tensor before = at_hook("mlp.hook_pre", multiply(normed_mid, block + "mlp.c_fc"));
       if (pass.stopped) break;
       const at::Tensor after = at_hook("mlp.hook_post", activate(config_.activation, before));
       if (pass.stopped) break;
-      const at::Tensor mlp_out =
-          at_hook("hook_mlp_out", affine(after, weight(block + "mlp.c_proj.weight"),
-                                         weight(block + "mlp.c_proj.bias"), request.bf16_products));
+      const at::Tensor mlp_out = at_hook("hook_mlp_out", multiply(after, block + "mlp.c_proj"));
       if (pass.stopped) break;
       residual = residual + mlp_out;
     }
@@ -433,6 +447,25 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
   pass.result.logits =
       at::mm(final_norm.reshape({-1, d}), head.t()).view({batch, length, config_.vocabulary});
   return std::move(pass.result);
+}
+
+void Transformer::prepare(sweeps::Precision precision) {
+  precision_ = precision;
+  auto packed = std::make_shared<PackedWeights>(precision == sweeps::Precision::kFloat32
+                                                    ? products::Numbers::kFloat
+                                                    : products::bf16_numbers());
+  for (int layer = 0; layer < config_.layers; ++layer)
+    for (const char* product : kBlockProducts) {
+      const std::string name = fmt::format("h.{}.{}", layer, product);
+      packed->add(name, weights_.at(name + ".weight"));
+    }
+  packed_ = std::move(packed);
+}
+
+std::uint64_t Transformer::bytes() const {
+  std::uint64_t sum = packed_ == nullptr ? 0 : packed_->bytes();
+  for (const auto& [name, weight] : weights_) sum += weight.nbytes();
+  return sum;
 }
 
 Result<void> Transformer::save(const std::filesystem::path& directory) const {

@@ -20,6 +20,8 @@
 
 #include "core/json.h"
 #include "core/result.h"
+#include "sweeps/spec.h"
+#include "worker/models/packed_weights.h"
 
 namespace saesweep::worker {
 
@@ -85,12 +87,20 @@ class Transformer {
   // the pass starts further on.
   ForwardResult forward(const at::Tensor& tokens, const ForwardRequest& request) const;
 
+  // Packs the weights of the blocks, after which passes without gradients multiply with products of
+  // our own; kBFloat16: all passes round both operands to bf16 and sum in fp32. The weights stay as
+  // they are from then on.
+  void prepare(sweeps::Precision precision);
+  std::uint64_t bytes() const;  // of the weights and what prepare() made of them
+
   Result<void> save(const std::filesystem::path& directory) const;
 
  private:
   explicit Transformer(TransformerConfig config) : config_(std::move(config)) {}
   TransformerConfig config_;
   std::map<std::string, at::Tensor> weights_;  // fp32
+  sweeps::Precision precision_ = sweeps::Precision::kFloat32;
+  std::shared_ptr<const PackedWeights> packed_;  // once prepared
 };
 
 }  // namespace saesweep::worker

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tests/worker/small_model.h"
@@ -146,16 +147,20 @@ struct Variant {
   const char* activation;
   bool tied;
 };
-class TransformerVariant : public testing::TestWithParam<Variant> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, TransformerVariant,
-                         testing::Values(Variant{"gelu", false}, Variant{"gelu_new", true},
-                                         Variant{"relu", false}));
+class TransformerProducts : public testing::TestWithParam<std::tuple<Variant, bool>> {};
+INSTANTIATE_TEST_SUITE_P(Kinds, TransformerProducts,
+                         testing::Combine(testing::Values(Variant{"gelu", false},
+                                                          Variant{"gelu_new", true},
+                                                          Variant{"relu", false}),
+                                          testing::Bool()));
 
-TEST_P(TransformerVariant, EqualsPlainLoopsAtEveryHook) {
+TEST_P(TransformerProducts, EqualPlainLoopsAtEveryHook) {
+  const auto& [variant, prepared] = GetParam();
   TransformerConfig config = small_config();
-  config.activation = GetParam().activation;
-  config.tied = GetParam().tied;
-  const Transformer model = lively_model(config);
+  config.activation = variant.activation;
+  config.tied = variant.tied;
+  Transformer model = lively_model(config);
+  if (prepared) model.prepare(sweeps::Precision::kFloat32);
   EXPECT_EQ(model.weights().contains("lm_head.weight"), !config.tied);
   const at::Tensor tokens = random_tokens(config, 3, 9);
   for (std::int64_t row = 0; row < 3; ++row) {
@@ -169,6 +174,66 @@ TEST_P(TransformerVariant, EqualsPlainLoopsAtEveryHook) {
     expect_near(found.logits[row], expected, "logits");
     for (const auto& [hook, rows] : slow.hooks)
       expect_near(found.captured.at(hook)[row], rows, hook);
+  }
+}
+
+// ---- products of our own -----------------------------------------------------------------------
+
+at::Tensor at_hook(const Transformer& model, const at::Tensor& tokens, const std::string& hook) {
+  return model.forward(tokens, {.capture = {hook}, .logits = false}).captured.at(hook);
+}
+
+// A sequence's values are its own, whatever is computed beside it.
+TEST(PreparedTransformer, GivesASequenceTheSameBytesInEveryBatch) {
+  for (const auto precision : {sweeps::Precision::kFloat32, sweeps::Precision::kBFloat16}) {
+    Transformer model = lively_model(small_config());
+    model.prepare(precision);
+    const at::Tensor tokens = random_tokens(model.config(), 15, 11);
+    const at::Tensor together = at_hook(model, tokens, "blocks.1.hook_resid_post");
+    for (const std::int64_t row : {0, 7, 14})
+      EXPECT_TRUE(same_bytes(at_hook(model, tokens.narrow(0, row, 1), "blocks.1.hook_resid_post"),
+                             together.narrow(0, row, 1)));
+  }
+}
+
+TEST(PreparedTransformer, RoundsOperandsToBf16IfAskedTo) {
+  const Transformer plain = lively_model(small_config());
+  Transformer model = lively_model(small_config());
+  model.prepare(sweeps::Precision::kBFloat16);
+  const at::Tensor tokens = random_tokens(model.config(), 6, 11);
+  // Of one product the operands are known.
+  const at::Tensor normed = at_hook(model, tokens, "blocks.0.ln2.hook_normalized");
+  const auto rounded = [](const at::Tensor& x) { return x.to(at::kBFloat16).to(at::kDouble); };
+  const at::Tensor want =
+      at::matmul(rounded(normed), rounded(model.weights().at("h.0.mlp.c_fc.weight"))) +
+      model.weights().at("h.0.mlp.c_fc.bias");
+  const at::Tensor got = at_hook(model, tokens, "blocks.0.mlp.hook_pre");
+  EXPECT_LT((got - want).abs().max().item<double>(), 1e-5 * want.abs().max().item<double>());
+  const at::Tensor of_plain = at_hook(plain, tokens, "blocks.1.hook_resid_post");
+  const at::Tensor of_model = at_hook(model, tokens, "blocks.1.hook_resid_post");
+  const double distance = ((of_model - of_plain).norm() / of_plain.norm()).item<double>();
+  EXPECT_GT(distance, 1e-5) << "nothing was rounded";
+  EXPECT_LT(distance, 2e-2);
+}
+
+// end_to_end differentiates through the model: the same function, by the library's products.
+TEST(PreparedTransformer, IsTheSameFunctionWhereGradientsAreAskedFor) {
+  for (const auto precision : {sweeps::Precision::kFloat32, sweeps::Precision::kBFloat16}) {
+    Transformer model = lively_model(small_config());
+    model.prepare(precision);
+    const at::Tensor tokens = random_tokens(model.config(), 3, 11);
+    const at::Tensor want = model.forward(tokens, {}).logits;
+    at::Tensor leaf;
+    ForwardRequest request;
+    request.replace_hook = "blocks.0.hook_resid_post";
+    request.replacement = [&](const at::Tensor& value) {
+      return leaf = value.detach().clone().requires_grad_();
+    };
+    const at::Tensor got = model.forward(tokens, request).logits;
+    EXPECT_LT(((got - want).norm() / want.norm()).item<double>(),
+              precision == sweeps::Precision::kFloat32 ? 1e-5 : 2e-3);
+    got.square().sum().backward();
+    EXPECT_GT(leaf.grad().abs().sum().item<double>(), 0);
   }
 }
 
