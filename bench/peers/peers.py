@@ -5,7 +5,7 @@ and what is compared.
 
     peers.py train [--n 1 4 16] [--arch topk batchtopk standard jumprelu] [--precision fp32 bf16]
     peers.py quality [--arch ...] [--precision ...] [--seeds 3]
-    peers.py harvest
+    peers.py harvest [--precision fp32 bf16]
 """
 
 import argparse
@@ -309,44 +309,49 @@ def harvest(options):
         n_layer=12, n_embd=768, n_head=12, n_inner=3072, n_positions=context,
         vocab_size=vocabulary, activation_function="gelu", bos_token_id=None, eos_token_id=None,
     )
-    torch.manual_seed(0)
-    model = GPT2Model(config).eval()
-
     class Enough(Exception):
         pass
 
     def stop(_module, _inputs, _output):
         raise Enough
 
-    model.h[8].register_forward_hook(stop)
     tokens = torch.randint(vocabulary, (options.games, context))
-
-    def work():
-        with torch.no_grad():
-            for batch in tokens.split(options.sequences):
-                try:
-                    model(batch)
-                except Enough:
-                    pass
-
-    work()
-    clock = Clock()
-    for _ in range(options.rounds):
-        clock.measure(work)
-    peer, peer_cpu = clock.rates(options.games * context)
-    measured = ours(
-        options.saesweep, "harvest", "--layers", 12, "--d-model", 768, "--heads", 12, "--d-mlp",
-        3072, "--board", 8, "--hook", "blocks.8.hook_resid_post", "--games", options.games,
-        "--rounds", options.rounds, "--threads", options.threads,
-    )
-    rate, cpu = measured["tokens_per_s"], measured["tokens_per_cpu_s"]
     print(f"{processor()}, {torch.get_num_threads()} threads; torch {torch.__version__}")
-    print(f"GPT-2 small's shape, random weights, fp32, sequences of {context}, to the residual "
-          f"stream after block 8, no further; tokens a second")
-    print(f"saesweep {rate:.0f}, transformers {peer:.0f}, ratio {rate / peer:.2f}, of processor "
-          f"time {cpu / peer_cpu:.2f}")
-    return [{"tokens_per_s": rate, "tokens_per_cpu_s": cpu, "peer_tokens_per_s": peer,
-             "peer_tokens_per_cpu_s": peer_cpu, "versions": measured["versions"]}]
+    print(f"GPT-2 small's shape, random weights, sequences of {context}, to the residual stream "
+          f"after block 8, no further; tokens a second")
+    results = []
+    for precision in options.precision:
+        torch.manual_seed(0)
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = GPT2Model(config).eval().to(kind)
+        model.h[8].register_forward_hook(stop)
+
+        def work():
+            with torch.no_grad():
+                for batch in tokens.split(options.sequences):
+                    try:
+                        model(batch)
+                    except Enough:
+                        pass
+
+        work()
+        clock = Clock()
+        for _ in range(options.rounds):
+            clock.measure(work)
+        peer, peer_cpu = clock.rates(options.games * context)
+        measured = ours(
+            options.saesweep, "harvest", "--layers", 12, "--d-model", 768, "--heads", 12,
+            "--d-mlp", 3072, "--board", 8, "--hook", "blocks.8.hook_resid_post", "--games",
+            options.games, "--precision", precision, "--rounds", options.rounds, "--threads",
+            options.threads,
+        )
+        rate, cpu = measured["tokens_per_s"], measured["tokens_per_cpu_s"]
+        print(f"{precision}: saesweep {rate:.0f}, transformers {peer:.0f}, ratio {rate / peer:.2f}, "
+              f"of processor time {cpu / peer_cpu:.2f}", flush=True)
+        results.append({"precision": precision, "tokens_per_s": rate, "tokens_per_cpu_s": cpu,
+                        "peer_tokens_per_s": peer, "peer_tokens_per_cpu_s": peer_cpu,
+                        "versions": measured["versions"]})
+    return results
 
 
 def main():
