@@ -316,23 +316,35 @@ void TrainerBase::update(double rate, double clip, const std::vector<float>& alo
           gradient.numel());
 }
 
-Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
+Result<void> TrainerBase::begin_step(const at::Tensor& x) {
   SAE_CHECK(
       x.dim() == 2 && x.size(0) == batch() && x.size(1) == width_of(parts_) && x.is_contiguous(),
       "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
   SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
+  if (has_begun_) return {};
   // The calling thread takes pieces too: LibTorch's own threading is a setting of each thread.
   if (at::get_num_threads() != 1) at::set_num_threads(1);
   if (step_ == 0 && spec_.init_path.empty()) {
     before_first_step(x);
     engine_is_behind_ = true;
   }
+  if (engine_ != nullptr) {
+    SAE_TRY_VOID(hand_over());
+    engine_is_ahead_ = true;
+    SAE_TRY_VOID(engine_->begin_step(x, order()));
+  }
+  has_begun_ = true;
+  return {};
+}
 
+Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
+  SAE_TRY_VOID(begin_step(x));
+  has_begun_ = false;
   Stepped stepped;
   if (engine_ == nullptr) {
     stepped = step_here(x);
   } else {
-    SAE_TRY(stepped, step_elsewhere(x));
+    SAE_TRY(stepped, step_elsewhere());
   }
   const auto& [sums, norm, applied] = stepped;
   if (applied) {
@@ -378,11 +390,13 @@ TrainerBase::Stepped TrainerBase::step_here(const at::Tensor& x) {
 }
 
 StepOrder TrainerBase::order() const {
-  return {.step = step_,
-          .rate = learning_rate(spec_, step_),
-          .adam_step = adam_steps_ + 1,
-          .sparsity_scale = sparsity_scale(),
-          .dead_after = static_cast<std::int64_t>(dead_after())};
+  StepOrder order{.step = step_,
+                  .rate = learning_rate(spec_, step_),
+                  .adam_step = adam_steps_ + 1,
+                  .sparsity_scale = sparsity_scale(),
+                  .dead_after = static_cast<std::int64_t>(dead_after())};
+  complete(order);
+  return order;
 }
 
 Result<void> TrainerBase::hand_over() {
@@ -416,10 +430,8 @@ PassSums sums_of(const StepFindings& found) {
 
 }  // namespace
 
-Result<TrainerBase::Stepped> TrainerBase::step_elsewhere(const at::Tensor& x) {
-  SAE_TRY_VOID(hand_over());
-  engine_is_ahead_ = true;
-  SAE_TRY(const StepFindings found, engine_->step(x, order()));
+Result<TrainerBase::Stepped> TrainerBase::step_elsewhere() {
+  SAE_TRY(const StepFindings found, engine_->end_step());
   dead_fraction_there_ = found.dead_fraction;
   if (found.applied) {
     ++adam_steps_;
