@@ -135,6 +135,34 @@ Result<void> EngineBase::multiply(const void* left, const void* right, float* ou
                            rounds()});
 }
 
+Result<EngineBase::Decoded> EngineBase::reconstruct(const DenseRows& f, const Rows& x,
+                                                    const void* w_dec, const std::string& of) {
+  SAE_TRY(const DenseRows g, rows("gradient of the reconstruction" + of, x.count, d_out_));
+  SAE_TRY(auto* const squares, session_.scratch<double>("squared errors" + of, x.count));
+  SAE_TRY_VOID(
+      multiply(operand(f), w_dec, g.values, {x.count, d_out_, latents_}, Lies::kNotTransposed));
+  const auto factor = static_cast<float>(2.0 / static_cast<double>(x.count));
+  SAE_TRY_VOID(device_.launch(ErrorRow{g, own_->b_dec(), x.values, factor, squares}, x.count));
+  SAE_TRY(const DenseRows back, rows("gradient of the activations" + of, x.count, latents_));
+  SAE_TRY_VOID(multiply(operand(g), w_dec, back.values, {x.count, latents_, d_out_},
+                        Lies::kRightTransposed));
+  return Decoded{g, back, squares};
+}
+
+SumDense EngineBase::sum_dense(const Rows& x, const Decoded& decoded,
+                               const std::int32_t* active) const {
+  SumDense sum{};
+  sum.rows = x.count;
+  sum.latents = latents_;
+  sum.row_squares = decoded.squares;
+  sum.active = active;
+  sum.terms = own_->terms();
+  sum.share = 1.0 / static_cast<double>(x.count);
+  sum.variance = x.variance;
+  sum.sums = own_->sums();
+  return sum;
+}
+
 Result<void> EngineBase::weight_gradients(const DenseRows& f, const DenseRows& g,
                                           const DenseRows& back, const DenseRows& read,
                                           std::int64_t count) {

@@ -73,6 +73,15 @@ class EngineBase : public StepEngine {
   enum class Lies : std::uint8_t { kNotTransposed, kLeftTransposed, kRightTransposed };
   Result<void> multiply(const void* left, const void* right, float* out, const Shape& shape,
                         Lies lies);
+  // x_hat = f W_dec + b_dec: its gradient, the squared errors of rows, and the gradient of f.
+  struct Decoded {
+    DenseRows g, back;
+    const double* squares;
+  };
+  Result<Decoded> reconstruct(const DenseRows& f, const Rows& x, const void* w_dec,
+                              const std::string& of);
+  // What a pass over all activations found, as far as all have it in common.
+  SumDense sum_dense(const Rows& x, const Decoded& decoded, const std::int32_t* active) const;
   // dL/dW_dec = f^T g, dL/dW_enc = back^T read.
   Result<void> weight_gradients(const DenseRows& f, const DenseRows& g, const DenseRows& back,
                                 const DenseRows& read, std::int64_t count);

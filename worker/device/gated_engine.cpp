@@ -18,22 +18,9 @@ class GatedEngine final : public EngineBase {
 
  private:
   Result<void> pass(const Rows& x, const Form& form, std::uint8_t* fired) override;
-  // x_hat - x of activations, into what becomes the gradient of x_hat; and theirs into `back`.
-  Result<void> reconstruct(const DenseRows& f, const Rows& x, const void* w_dec, const DenseRows& g,
-                           double* squares, float* back);
-
   const float* b_mag() const { return own_->more(0); }
   const float* r_mag() const { return own_->more(1); }
 };
-
-Result<void> GatedEngine::reconstruct(const DenseRows& f, const Rows& x, const void* w_dec,
-                                      const DenseRows& g, double* squares, float* back) {
-  const auto factor = static_cast<float>(2.0 / static_cast<double>(x.count));
-  SAE_TRY_VOID(
-      multiply(operand(f), w_dec, g.values, {x.count, d_out_, latents_}, Lies::kNotTransposed));
-  SAE_TRY_VOID(device_.launch(ErrorRow{g, own_->b_dec(), x.values, factor, squares}, x.count));
-  return multiply(operand(g), w_dec, back, {x.count, latents_, d_out_}, Lies::kRightTransposed);
-}
 
 Result<void> GatedEngine::pass(const Rows& x, const Form& form, std::uint8_t* fired) {
   const std::int64_t count = x.count;
@@ -48,27 +35,13 @@ Result<void> GatedEngine::pass(const Rows& x, const Form& form, std::uint8_t* fi
       GatedRow{gates, f, own_->b_enc(), b_mag(), r_mag(), active, fired, &own_->sums()->not_finite},
       count));
 
-  SumDense sum{};
-  sum.rows = count;
-  sum.latents = latents_;
-  sum.active = active;
-  sum.terms = own_->terms();
-  sum.share = share;
-  sum.variance = x.variance;
-  sum.sums = own_->sums();
-
-  SAE_TRY(const DenseRows g_of_gates, rows("gradient of the gates' reconstruction", count, d_out_));
-  SAE_TRY(auto* const missed, session_.scratch<double>("squared errors of the gates", count));
-  SAE_TRY(auto* const of_gates, session_.scratch<float>("gradient of the gates", count * latents_));
-  SAE_TRY_VOID(reconstruct(gates, x, w_dec, g_of_gates, missed, of_gates));
-  sum.row_auxiliary = missed;
-  SAE_TRY(const DenseRows g, rows("gradient of the reconstruction", count, d_out_));
-  SAE_TRY(auto* const squares, session_.scratch<double>("squared errors", count));
-  SAE_TRY(const DenseRows back, rows("gradient of the activations", count, latents_));
-  SAE_TRY_VOID(reconstruct(f, x, w_dec, g, squares, back.values));
-  sum.row_squares = squares;
+  SAE_TRY(const Decoded gated, reconstruct(gates, x, w_dec, ", of gates"));
+  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  const auto& [g, back, squares] = decoded;
+  SumDense sum = sum_dense(x, decoded, active);
+  sum.row_auxiliary = gated.squares;
   if (form.bends) {
-    SAE_TRY(const Bent bent, bend({of_gates, nullptr, latents_}, gates.values, count));
+    SAE_TRY(const Bent bent, bend(gated.back, gates.values, count));
     sum.row_bent = bent.now;
     sum.row_next = bent.next;
   }
@@ -77,9 +50,10 @@ Result<void> GatedEngine::pass(const Rows& x, const Form& form, std::uint8_t* fi
   const std::int64_t columns = GatedColumns::kSums * latents_;
   SAE_TRY(auto* const partial, session_.scratch<double>("partial sums", chunks * columns));
   SAE_TRY(auto* const sums, session_.scratch<double>("sums of gates", columns));
-  SAE_TRY_VOID(device_.launch(GatedColumns{f.values, gates.values, of_gates, back, b_mag(), r_mag(),
-                                           count, own_->terms(), share, form.bends, partial},
-                              chunks * blocks_of(latents_, GatedColumns::kThreads)));
+  SAE_TRY_VOID(
+      device_.launch(GatedColumns{f.values, gates.values, gated.back.values, back, b_mag(), r_mag(),
+                                  count, own_->terms(), share, form.bends, partial},
+                     chunks * blocks_of(latents_, GatedColumns::kThreads)));
   SAE_TRY_VOID(device_.launch(FoldColumns{partial, chunks, columns, sums},
                               blocks_of(columns, FoldColumns::kThreads)));
   const auto of = [&](GatedColumns::Sum which) { return sums + which * latents_; };

@@ -37,16 +37,8 @@ Result<void> JumpReluEngine::pass(const Rows& x, const Form&, std::uint8_t* fire
       JumpRow{z, f, own_->b_enc(), own_->more(0), active, fired, &own_->sums()->not_finite},
       count));
 
-  SAE_TRY(const DenseRows g, rows("gradient of the reconstruction", count, d_out_));
-  SAE_TRY(auto* const squares, session_.scratch<double>("squared errors", count));
-  SAE_TRY_VOID(
-      multiply(operand(f), w_dec, g.values, {count, d_out_, latents_}, Lies::kNotTransposed));
-  SAE_TRY_VOID(device_.launch(
-      ErrorRow{g, own_->b_dec(), x.values, static_cast<float>(2 * inverse_rows), squares}, count));
-  SAE_TRY(const DenseRows back, rows("gradient of the activations", count, latents_));
-  SAE_TRY_VOID(
-      multiply(operand(g), w_dec, back.values, {count, latents_, d_out_}, Lies::kRightTransposed));
-
+  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  const auto& [g, back, squares] = decoded;
   SAE_TRY(auto* const norm, session_.scratch<float>("norms", latents_));
   SAE_TRY(auto* const part_norm, session_.scratch<float>("norms of parts", latents_));
   SAE_TRY(auto* const unused, session_.scratch<float>("pulls", latents_));

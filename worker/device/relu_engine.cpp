@@ -41,25 +41,9 @@ Result<void> ReluEngine::pass(const Rows& x, const Form& form, std::uint8_t* fir
   SAE_TRY_VOID(
       device_.launch(ReluRow{f, own_->b_enc(), active, fired, &own_->sums()->not_finite}, count));
 
-  SAE_TRY(const DenseRows g, rows("gradient of the reconstruction", count, d_out_));
-  SAE_TRY(auto* const squares, session_.scratch<double>("squared errors", count));
-  SAE_TRY_VOID(
-      multiply(operand(f), w_dec, g.values, {count, d_out_, latents_}, Lies::kNotTransposed));
-  SAE_TRY_VOID(device_.launch(
-      ErrorRow{g, own_->b_dec(), x.values, static_cast<float>(2 * share), squares}, count));
-  SAE_TRY(const DenseRows back, rows("gradient of the activations", count, latents_));
-  SAE_TRY_VOID(
-      multiply(operand(g), w_dec, back.values, {count, latents_, d_out_}, Lies::kRightTransposed));
-
-  SumDense sum{};
-  sum.rows = count;
-  sum.latents = latents_;
-  sum.row_squares = squares;
-  sum.active = active;
-  sum.terms = own_->terms();
-  sum.share = share;
-  sum.variance = x.variance;
-  sum.sums = own_->sums();
+  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  const auto& [g, back, squares] = decoded;
+  SumDense sum = sum_dense(x, decoded, active);
   SAE_TRY(auto* const norm, session_.scratch<float>("norms", latents_));
   SAE_TRY(auto* const part_norm, session_.scratch<float>("norms of parts", latents_ * norms_));
   if (form.bends) {

@@ -83,20 +83,24 @@ SAE_DEVICE void sum_over(Block& block, double* values, std::int64_t count, const
   sum_shared<kThreads>(block, values);
 }
 
+struct Counter {
+  std::uint32_t found;
+};
+
 // How many of [first, end) `look` says yes to: take(count) is called by one thread.
 template <int kThreads, class Block, class Look, class Take>
-SAE_DEVICE void count_in(Block& block, std::uint32_t& counter, std::int64_t first, std::int64_t end,
+SAE_DEVICE void count_in(Block& block, Counter& counter, std::int64_t first, std::int64_t end,
                          const Look& look, const Take& take) {
   block.each([&](int thread) {
-    if (thread == 0) counter = 0;
+    if (thread == 0) counter.found = 0;
   });
   block.each([&](int thread) {
     std::uint32_t found = 0;
     for (std::int64_t i = first + thread; i < end; i += kThreads) found += look(i) ? 1 : 0;
-    block.add(&counter, found);
+    block.add(&counter.found, found);
   });
   block.each([&](int thread) {
-    if (thread == 0) take(counter);
+    if (thread == 0) take(counter.found);
   });
 }
 

@@ -18,12 +18,19 @@ struct DenseRows {
   }
 };
 
+// counts[block.index] becomes how many latents of a row `look` says yes to.
+template <int kThreads, class Block, class Look>
+SAE_DEVICE void count_row(Block& block, Counter& counter, std::int64_t width, std::int32_t* counts,
+                          const Look& look) {
+  count_in<kThreads>(block, counter, 0, width, look, [&](std::uint32_t found) {
+    counts[block.index] = static_cast<std::int32_t>(found);
+  });
+}
+
 // z becomes f = max(z + bias, 0); a block a row.
 struct ReluRow {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t active;
-  };
+  using Shared = Counter;
 
   DenseRows z;
   const float* bias;
@@ -33,17 +40,14 @@ struct ReluRow {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    count_in<kThreads>(
-        block, shared.active, 0, z.width,
-        [&](std::int64_t i) {
-          const std::int64_t at = block.index * z.width + i;
-          const float value = z.values[at] + bias[i];
-          if (!is_finite(value)) *not_finite = 1;
-          if (value > 0) fired[i] = 1;
-          z.put(at, value > 0 ? value : 0.0F);
-          return value > 0;
-        },
-        [&](std::uint32_t found) { active[block.index] = static_cast<std::int32_t>(found); });
+    count_row<kThreads>(block, shared, z.width, active, [&](std::int64_t i) {
+      const std::int64_t at = block.index * z.width + i;
+      const float value = z.values[at] + bias[i];
+      if (!is_finite(value)) *not_finite = 1;
+      if (value > 0) fired[i] = 1;
+      z.put(at, value > 0 ? value : 0.0F);
+      return value > 0;
+    });
   }
 };
 

@@ -10,9 +10,7 @@ namespace saesweep::worker::device {
 // above 0, ratio = exp(r_mag); a block a row.
 struct GatedRow {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t active;
-  };
+  using Shared = Counter;
 
   DenseRows z, f;
   const float *b_gate, *b_mag, *r_mag;
@@ -22,20 +20,17 @@ struct GatedRow {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    count_in<kThreads>(
-        block, shared.active, 0, f.width,
-        [&](std::int64_t i) {
-          const std::int64_t at = block.index * f.width + i;
-          const float opening = z.values[at] + b_gate[i], ratio = expf(r_mag[i]);
-          const float magnitude = ratio * opening + (b_mag[i] - ratio * b_gate[i]);
-          if (!is_finite(opening)) *not_finite = 1;
-          const bool speaks = opening > 0 && magnitude > 0;
-          if (speaks) fired[i] = 1;
-          z.put(at, opening > 0 ? opening : 0.0F);
-          f.put(at, speaks ? magnitude : 0.0F);
-          return speaks;
-        },
-        [&](std::uint32_t found) { active[block.index] = static_cast<std::int32_t>(found); });
+    count_row<kThreads>(block, shared, f.width, active, [&](std::int64_t i) {
+      const std::int64_t at = block.index * f.width + i;
+      const float opening = z.values[at] + b_gate[i], ratio = expf(r_mag[i]);
+      const float magnitude = ratio * opening + (b_mag[i] - ratio * b_gate[i]);
+      if (!is_finite(opening)) *not_finite = 1;
+      const bool speaks = opening > 0 && magnitude > 0;
+      if (speaks) fired[i] = 1;
+      z.put(at, opening > 0 ? opening : 0.0F);
+      f.put(at, speaks ? magnitude : 0.0F);
+      return speaks;
+    });
   }
 };
 

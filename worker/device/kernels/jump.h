@@ -9,9 +9,7 @@ namespace saesweep::worker::device {
 // z gets its bias; f = z where z > threshold, else 0; a block a row.
 struct JumpRow {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t active;
-  };
+  using Shared = Counter;
 
   float* z;
   DenseRows f;
@@ -22,19 +20,16 @@ struct JumpRow {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    count_in<kThreads>(
-        block, shared.active, 0, f.width,
-        [&](std::int64_t i) {
-          const std::int64_t at = block.index * f.width + i;
-          const float value = z[at] + bias[i];
-          if (!is_finite(value)) *not_finite = 1;
-          z[at] = value;
-          const float kept = value > threshold[i] ? value : 0.0F;
-          if (kept > 0) fired[i] = 1;
-          f.put(at, kept);
-          return kept != 0;
-        },
-        [&](std::uint32_t found) { active[block.index] = static_cast<std::int32_t>(found); });
+    count_row<kThreads>(block, shared, f.width, active, [&](std::int64_t i) {
+      const std::int64_t at = block.index * f.width + i;
+      const float value = z[at] + bias[i];
+      if (!is_finite(value)) *not_finite = 1;
+      z[at] = value;
+      const float kept = value > threshold[i] ? value : 0.0F;
+      if (kept > 0) fired[i] = 1;
+      f.put(at, kept);
+      return kept != 0;
+    });
   }
 };
 

@@ -11,9 +11,7 @@ namespace saesweep::worker::device {
 // 256 latents a block. `dead` is 0 before.
 struct AdvanceSilence {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t dead;
-  };
+  using Shared = Counter;
 
   const std::uint8_t* fired;
   const std::int64_t* silence;
@@ -25,7 +23,7 @@ struct AdvanceSilence {
   SAE_DEVICE void run(Block& block, Shared& shared) const {
     const std::int64_t first = block.index * kThreads;
     count_in<kThreads>(
-        block, shared.dead, first, first + kThreads < latents ? first + kThreads : latents,
+        block, shared, first, first + kThreads < latents ? first + kThreads : latents,
         [&](std::int64_t latent) {
           next[latent] = fired[latent] != 0 ? 0 : silence[latent] + rows;
           return next[latent] >= dead_after;
@@ -312,9 +310,7 @@ struct MoveVector {
 // Silence becomes that of after the step, if it counts; 256 latents a block.
 struct KeepSilence {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t dead;
-  };
+  using Shared = Counter;
 
   std::int64_t* silence;
   const std::int64_t* next;
@@ -325,7 +321,7 @@ struct KeepSilence {
   SAE_DEVICE void run(Block& block, Shared& shared) const {
     const std::int64_t first = block.index * kThreads;
     count_in<kThreads>(
-        block, shared.dead, first, first + kThreads < latents ? first + kThreads : latents,
+        block, shared, first, first + kThreads < latents ? first + kThreads : latents,
         [&](std::int64_t latent) {
           if (sums->applied != 0) silence[latent] = next[latent];
           return silence[latent] >= dead_after;

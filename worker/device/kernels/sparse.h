@@ -238,6 +238,16 @@ struct ClearBits {
   }
 };
 
+// Calls take(latent, entry) for each code of the block's row.
+template <int kThreads, class Block, class Take>
+SAE_DEVICE void each_code(Block& block, const CodeLists& codes, const Take& take) {
+  const std::int64_t begin = codes.begin[block.index];
+  block.each([&](int thread) {
+    for (std::int64_t i = thread; i < codes.count[block.index]; i += kThreads)
+      take(codes.latent[begin + i], begin + i);
+  });
+}
+
 // A block a row.
 struct SetBits {
   static constexpr int kThreads = 128;
@@ -248,11 +258,9 @@ struct SetBits {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t row = block.index, begin = codes.begin[row];
-    block.each([&](int thread) {
-      for (std::int64_t i = thread; i < codes.count[row]; i += kThreads)
-        block.bit_or(&lists.bits[row / 32 * lists.latents + codes.latent[begin + i]],
-                     1U << (row % 32));
+    const std::int64_t row = block.index;
+    each_code<kThreads>(block, codes, [&](std::int32_t latent, std::int64_t) {
+      block.bit_or(&lists.bits[row / 32 * lists.latents + latent], 1U << (row % 32));
     });
   }
 };
@@ -323,17 +331,14 @@ struct WriteTouches {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t row = block.index, begin = codes.begin[row];
-    block.each([&](int thread) {
-      for (std::int64_t i = thread; i < codes.count[row]; i += kThreads) {
-        const std::int32_t latent = codes.latent[begin + i];
-        std::int64_t place = lists.begin[latent];
-        for (std::int64_t word = 0; word < row / 32; ++word)
-          place += bits_set(lists.bits[word * lists.latents + latent]);
-        place += bits_set(lists.bits[row / 32 * lists.latents + latent] & ((1U << (row % 32)) - 1));
-        lists.touches[place] = {static_cast<std::int32_t>(row), codes.value[begin + i],
-                                codes.pull[begin + i]};
-      }
+    const std::int64_t row = block.index;
+    each_code<kThreads>(block, codes, [&](std::int32_t latent, std::int64_t entry) {
+      std::int64_t place = lists.begin[latent];
+      for (std::int64_t word = 0; word < row / 32; ++word)
+        place += bits_set(lists.bits[word * lists.latents + latent]);
+      place += bits_set(lists.bits[row / 32 * lists.latents + latent] & ((1U << (row % 32)) - 1));
+      lists.touches[place] = {static_cast<std::int32_t>(row), codes.value[entry],
+                              codes.pull[entry]};
     });
   }
 };
