@@ -215,10 +215,6 @@ void add_to(std::vector<double>& sums, const std::vector<float>& of_tile);
 // values as fp32, into a vector of that size.
 void store(const std::vector<double>& values, at::Tensor& out);
 
-// Weiszfeld's algorithm as dictionary_learning runs it: at most 100 rounds, until a move is shorter
-// than 1e-5. points: [n, d] -> [d]
-at::Tensor geometric_median(const at::Tensor& points);
-
 Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec& spec,
                                                       const std::vector<RowPart>& parts,
                                                       ThreadPool& pool);
