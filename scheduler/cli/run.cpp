@@ -27,6 +27,7 @@
 #include "scheduler/cli/screen.h"
 #include "scheduler/cli/verbs.h"
 #include "scheduler/http/http_server.h"
+#include "sweeps/estimates.h"
 #include "sweeps/values.h"
 
 namespace saesweep::cli {
