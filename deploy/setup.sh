@@ -5,7 +5,7 @@
 #
 #   deploy/setup.sh [--with-dev] [--with-cuda] [--without-torch] [--check]
 #     --with-dev       also what linting and fuzzing need
-#     --with-cuda      also cuBLAS, with which saesweep-task trains on an NVIDIA GPU (500 MB more)
+#     --with-cuda      also cuBLAS, with which saesweep-task trains on an NVIDIA GPU (600 MB more)
 #     --without-torch  no wheels: enough for the presets that build no saesweep-task
 #     --check          install nothing; say what is missing and exit 1 if anything is
 #
@@ -175,7 +175,7 @@ install_wheels() {
   # What is there and right stays, as links to the same files.
   mapfile -t fetched < <(wheels_missing_in "$deps")
   if [[ -d $deps ]] && holds_others "$deps" "${fetched[@]}"; then mapfile -t fetched < <(wheels); fi
-  say "fetching into .deps (LibTorch is 530 MB, the CUDA compiler 100, cuBLAS 500): ${fetched[*]}"
+  say "fetching into .deps (LibTorch is 530 MB, the CUDA compiler 100, cuBLAS 600): ${fetched[*]}"
   rm -rf "$fresh"
   mkdir -p "$fresh/.pip" "$fresh/site"
   if [[ -d $deps && ${#fetched[@]} != $(wheels | wc -l) ]]; then cp -al "$deps/." "$fresh/site"; fi

@@ -158,6 +158,27 @@ std::uint64_t estimated_splice_memory(const ModelShape& model, const SpliceShape
   return 4 * positions * (pieces * kept + std::min<std::uint64_t>(threads, pieces) * on_the_way);
 }
 
+std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in) {
+  constexpr std::uint64_t kFloat = 4, kCode = 12, kTouch = 12, kLeast = std::uint64_t{64} << 20;
+  const bool rounds = spec.precision == Precision::kBFloat16;
+  const std::uint64_t value = rounds ? kFloat + 2 : kFloat;  // with its copy for products
+  const std::uint64_t weights = parameters(spec, d_in);
+  // Rows, what is read of them, error and gradient, of nested groups one each.
+  const std::uint64_t of_rows = spec.batch * (4 + spec.group_fractions.size()) * d_in * value;
+  std::uint64_t of_latents = 0;
+  if (spec.k) {
+    // Pre-activations of all; a bit for each latent and row; what is kept, and by whom.
+    const std::uint64_t kept = *spec.k + (spec.aux_k_weight > 0 ? d_in / 2 : 0);
+    of_latents = spec.batch * (spec.d_sae * kFloat + spec.d_sae / 8 + kept * (kCode + kTouch));
+  } else {
+    // Activations and their gradient; of gates the same; pre-activations.
+    const bool jumps = spec.architecture == Architecture::kJumpRelu;
+    of_latents = spec.batch * spec.d_sae *
+                 (2 * value + (is_gated(spec) ? value + kFloat : 0) + (jumps ? kFloat : 0));
+  }
+  return kLeast + weights * (4 * kFloat + (rounds ? 2 : 0)) + of_rows + of_latents;
+}
+
 std::uint64_t estimated_lm_memory(const TrainLmSpec& spec) {
   const std::uint64_t row = tokens_a_game(spec);
   // A game as generated: a byte a move and where it ends. Weights, gradients and two moments;
@@ -185,6 +206,9 @@ SweepEstimate estimate(const SweepPlan& plan) {
     per.training_bytes += bytes;
     per.largest = std::max(per.largest, bytes);
     per.spliced_bytes = std::max(per.spliced_bytes, splice_memory(spec, stream));
+    if (spec.device == "cuda")
+      result.gpu_memory_bytes =
+          std::max(result.gpu_memory_bytes, estimated_gpu_memory(spec, stream.d_in));
     per.passes = std::max(
         per.passes, static_cast<double>(spec.tokens) / static_cast<double>(stream.spec.tokens));
     result.tokens += spec.steps() * spec.batch;

@@ -17,6 +17,9 @@ inline constexpr std::uint64_t kExecutorBytes = std::uint64_t{350} << 20;
 // activations of a batch.
 std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t d_in);
 
+// What that takes of a GPU's memory. Of a transcoder `d_in` is what a row holds in all.
+std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in);
+
 // What trials that read documents hold of the model, once for a run of them and whatever their
 // number: what it says of a batch as it is, and of the micro-batches that `threads` splice at once
 // what the way back needs. rows_per_document: on average, or at most.
@@ -37,8 +40,9 @@ struct SweepEstimate {
   std::uint64_t trials = 0, baselines = 0;
   std::uint64_t tokens = 0;        // trained on, all trials and random_model; train_lm: its tokens
   std::uint64_t memory_bytes = 0;  // of all slots together, at the fullest
-  std::uint64_t disk_bytes = 0;    // cache, one checkpoint a trial, dictionaries and scores
-  double seconds = 0;              // on a machine with two cores like those measured
+  std::uint64_t gpu_memory_bytes = 0;  // of the largest trial that is trained on one
+  std::uint64_t disk_bytes = 0;        // cache, one checkpoint a trial, dictionaries and scores
+  double seconds = 0;                  // on a machine with two cores like those measured
 };
 SweepEstimate estimate(const SweepPlan& plan);
 

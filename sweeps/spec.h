@@ -59,11 +59,7 @@ constexpr bool is_joint(Architecture value) {
 // Is trained on what the model says after its activations: on whole documents, not on rows.
 constexpr bool is_end_to_end(Architecture value) { return value == Architecture::kEndToEnd; }
 // Can be trained with `device: cuda`.
-constexpr bool trains_on_gpu(Architecture value) {
-  return value == Architecture::kTopK || value == Architecture::kBatchTopK ||
-         value == Architecture::kMatryoshka || value == Architecture::kStandard ||
-         value == Architecture::kStandardBricken || value == Architecture::kJumpRelu;
-}
+constexpr bool trains_on_gpu(Architecture value) { return !is_end_to_end(value); }
 enum class Normalize : std::uint8_t { kNone, kUnitMeanSquare, kSqrtD };
 enum class Shuffle : std::uint8_t { kFull, kWindow, kNone };
 enum class Precision : std::uint8_t { kFloat32, kBFloat16 };

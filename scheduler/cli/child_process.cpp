@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <limits>
 
 #include "core/files.h"
 #include "scheduler/cli/machine.h"
@@ -131,6 +133,16 @@ Result<Json> probe_executor(const std::filesystem::path& task) {
 std::uint32_t gpus_of(const Json& probe) {
   const Json cuda = probe.value("cuda", Json::object());
   return static_cast<std::uint32_t>(cuda.value("devices", Json::array()).size());
+}
+
+std::uint64_t gpu_memory_of_slot(const Json& probe, std::uint32_t slots) {
+  const std::uint32_t gpus = gpus_of(probe);
+  if (gpus == 0) return 0;
+  std::uint64_t smallest = std::numeric_limits<std::uint64_t>::max();
+  for (const Json& device : probe["cuda"]["devices"])
+    smallest = std::min(smallest, device.value("memory_bytes", std::uint64_t{0}));
+  const std::uint32_t slots_of_gpu = std::max(1U, (slots + gpus - 1) / gpus);
+  return smallest / slots_of_gpu;
 }
 
 std::string missing_gpu_text(const Json& probe) {

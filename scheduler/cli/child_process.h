@@ -41,6 +41,9 @@ Result<std::filesystem::path> find_task_program(const std::string& given);
 Result<Json> probe_executor(const std::filesystem::path& task);
 // GPUs that an executor can train on, by its probe; and what is missing, if there are none.
 std::uint32_t gpus_of(const Json& probe);
+// Of the smallest GPU what a slot has to itself, since slots take turns at the GPUs; 0: there is
+// none, or it does not say.
+std::uint64_t gpu_memory_of_slot(const Json& probe, std::uint32_t slots);
 std::string missing_gpu_text(const Json& probe);
 // What `device: auto` means on this machine. Asks the executor only if there is a GPU to be seen.
 std::string auto_device(const std::string& given_task);

@@ -27,6 +27,7 @@
 #include "scheduler/cli/screen.h"
 #include "scheduler/cli/verbs.h"
 #include "scheduler/http/http_server.h"
+#include "sweeps/estimates.h"
 #include "sweeps/values.h"
 
 namespace saesweep::cli {
@@ -152,6 +153,16 @@ class Run {
                          fmt::format("train.device: cuda, and something is missing here: {}; "
                                      "train.device: cpu would run without",
                                      missing_gpu_text(executor))});
+      const std::uint64_t gpu_memory = gpu_memory_of_slot(executor, slots);
+      const std::uint64_t needed = sweeps::estimate(plan_).gpu_memory_bytes;
+      if (needs_gpu && gpu_memory != 0 && needed > gpu_memory)
+        return complain(
+            {ErrorCode::kInvalidArgument,
+             fmt::format("train.device: cuda, and the largest trial needs about {} of a "
+                         "GPU's memory, of which a slot has {} here; a smaller batch or "
+                         "d_sae, fewer slots or train.device: cpu would fit",
+                         bytes_text(static_cast<double>(needed)),
+                         bytes_text(static_cast<double>(gpu_memory)))});
       const std::uint32_t threads = flags_.threads > 0 ? flags_.threads : usable_cores();
       LocalCluster cluster(*service, {.endpoint = sockets->endpoint(),
                                       .build = build(),
@@ -159,6 +170,7 @@ class Run {
                                       .task_program = *task,
                                       .slots = slots,
                                       .gpus = gpus_of(executor),
+                                      .gpu_memory_bytes = gpu_memory,
                                       .threads = threads,
                                       .memory_bytes = memory,
                                       .log_level = log_level_});

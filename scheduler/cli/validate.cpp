@@ -72,6 +72,9 @@ void print_summary(const sweeps::SweepPlan& plan, const sweeps::SweepEstimate& e
   fmt::print("  memory     about {}, {} allowed\n",
              bytes_text(static_cast<double>(estimate.memory_bytes)),
              bytes_text(static_cast<double>(plan.resources.memory_bytes)));
+  if (estimate.gpu_memory_bytes > 0)
+    fmt::print("  GPU        about {} of memory for the largest trial\n",
+               bytes_text(static_cast<double>(estimate.gpu_memory_bytes)));
   fmt::print("  disk       about {}\n", bytes_text(static_cast<double>(estimate.disk_bytes)));
   fmt::print("  time       about {} on two cores\n", duration_text(estimate.seconds));
   for (const std::string& warning : plan.warnings) fmt::print("warning: {}\n", warning);
@@ -96,6 +99,7 @@ int validate(const ValidateFlags& flags) {
                           {"baselines", plan->baselines.size()},
                           {"tokens", estimate.tokens},
                           {"memory_bytes", estimate.memory_bytes},
+                          {"gpu_memory_bytes", estimate.gpu_memory_bytes},
                           {"disk_bytes", estimate.disk_bytes},
                           {"seconds", estimate.seconds},
                           {"early_stopping", stopping_json(*plan, scheduler::to_submission(*plan))},

@@ -124,6 +124,7 @@ int work(const WorkerFlags& flags, const GlobalFlags& globals) {
   const auto probed = probe_executor(*task);
   if (!probed) return configuration(probed.error().message);
   options.gpus = gpus_of(*probed);
+  options.gpu_memory_bytes = gpu_memory_of_slot(*probed, options.slots);
 
   Result<void> ran;
   agent::AgentEnd end = agent::AgentEnd::kStopped;

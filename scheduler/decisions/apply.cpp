@@ -418,6 +418,7 @@ void Applier::joined(const journal::WorkerJoined& event) {
   worker.host = event.host();
   worker.slots = event.slots();
   worker.gpus = event.gpus();
+  worker.gpu_memory_bytes = event.gpu_memory_bytes();
   worker.memory_bytes = event.memory_bytes();
   worker.chunks_endpoint = event.chunks_endpoint();
   worker.chunks_key = event.chunks_key();

@@ -228,7 +228,9 @@ class Explainer {
                                         gib(room.free_bytes), gib(room.memory_bytes)));
     }
     if (std::ranges::none_of(rooms, [&](const Room& room) { return has_device_for(room, task_); }))
-      say("needs_gpu", "needs a GPU; no worker has one");
+      say("needs_gpu",
+          fmt::format("needs a GPU with about {} of memory for a slot; no worker has one",
+                      gib(task_.spec().gpu_memory_bytes())));
     if (!can_begin && !too_small.empty())
       say("needs_memory",
           fmt::format("needs {} of memory; {}", gib(bytes), fmt::join(too_small, ", ")),

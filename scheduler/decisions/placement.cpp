@@ -31,6 +31,10 @@ Availability availability_of(const SweepState& state, const std::string& session
   return Availability::kFree;
 }
 
+bool is_present(const Room& room) {
+  return room.availability != Availability::kLost && room.availability != Availability::kDraining;
+}
+
 }  // namespace
 
 std::vector<Room> survey(const SweepState& state, TimePoint now) {
@@ -56,18 +60,24 @@ std::vector<Room> survey(const SweepState& state, TimePoint now) {
       room.availability = Availability::kBusy;
     rooms.push_back(std::move(room));
   }
+  std::uint64_t largest_gpu = 0;
+  for (const Room& room : rooms)
+    if (is_present(room)) largest_gpu = std::max(largest_gpu, room.worker->gpu_memory_bytes);
+  for (Room& room : rooms)
+    if (const std::uint64_t own = room.worker->gpu_memory_bytes; own != 0 && own < largest_gpu)
+      room.gpu_limit = own;
   return rooms;
 }
 
 bool has_device_for(const Room& room, const Task& task) {
-  return !task.spec().needs_gpu() || room.worker->gpus > 0;
+  return !task.spec().needs_gpu() ||
+         (room.worker->gpus > 0 && task.spec().gpu_memory_bytes() <= room.gpu_limit);
 }
 
 std::uint64_t largest_memory(const std::vector<Room>& rooms, const Task& task) {
   std::uint64_t largest = 0;
   for (const Room& room : rooms)
-    if (has_device_for(room, task) && room.availability != Availability::kLost &&
-        room.availability != Availability::kDraining)
+    if (has_device_for(room, task) && is_present(room))
       largest = std::max(largest, room.memory_bytes);
   return largest;
 }
@@ -373,8 +383,9 @@ class Placer {
     const std::uint64_t promised = budget_at(room, oldest);
     const std::uint64_t budget =
         promised == 0 ? state_.payer_of(oldest.spec().id())->memory_bytes() : promised;
+    const std::uint64_t gpu_budget = room.worker->gpu_memory_bytes;
     std::vector<const Task*> members;
-    std::uint64_t used = 0;
+    std::uint64_t used = 0, used_gpu = 0;
     // Those of its own sweep, then those of others that read the same.
     std::vector<Queue*> sources{&first};
     for (Queue* queue : group.queues)
@@ -383,10 +394,13 @@ class Placer {
       while (queue->left > 0 && members.size() < limit) {
         const Task& task = queue->head();
         const std::size_t own = task.most_in_run() == 0 ? limit : task.most_in_run();
-        const bool fits = budget == 0 || used + memory_of(task) <= budget || members.empty();
-        if (members.size() >= own || !fits) break;
+        const std::uint64_t of_gpu = task.spec().gpu_memory_bytes();
+        const bool fits = (budget == 0 || used + memory_of(task) <= budget) &&
+                          (gpu_budget == 0 || used_gpu + of_gpu <= gpu_budget);
+        if (members.size() >= own || !(fits || members.empty())) break;
         limit = std::min(limit, own);
         used += memory_of(task);
+        used_gpu += of_gpu;
         members.push_back(&task);
         queue->pop();
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <string_view>
@@ -26,10 +27,13 @@ struct Room {
   std::uint64_t memory_bytes = 0;  // 0: unknown, and no limit
   std::uint64_t free_bytes = 0;    // not promised to a run
   std::uint64_t share_bytes = 0;   // of a slot
+  // That a task may need of a GPU's memory to begin there. What no worker can ever hold may try the
+  // largest one by itself, where there is no limit.
+  std::uint64_t gpu_limit = std::numeric_limits<std::uint64_t>::max();
 };
 std::vector<Room> survey(const SweepState& state, TimePoint now);
 
-// True unless the task needs a GPU and there is none.
+// True unless the task needs a GPU, and there is none or one that is too small.
 bool has_device_for(const Room& room, const journal::Task& task);
 // The most that any worker present which suits the task could give to one run.
 std::uint64_t largest_memory(const std::vector<Room>& rooms, const journal::Task& task);

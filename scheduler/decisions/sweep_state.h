@@ -32,8 +32,9 @@ struct Worker {
   std::string host;
   std::uint32_t slots = 0;
   std::uint32_t gpus = 0;
-  std::uint64_t memory_bytes = 0;  // of all slots together; 0: unknown
-  std::uint32_t said_free = 0;     // slots, when it last said so
+  std::uint64_t gpu_memory_bytes = 0;  // of a GPU, for one slot; 0: unknown
+  std::uint64_t memory_bytes = 0;      // of all slots together; 0: unknown
+  std::uint32_t said_free = 0;         // slots, when it last said so
   TimePoint heard;
   bool lost = false;       // silent for too long; its runs were taken away
   bool awaited = false;    // since a restart of ours it has not said HELLO; its runs are held

@@ -31,6 +31,7 @@ void Decider::hear(const protocol::Hello& hello) {
         std::max(joined.slots(), static_cast<std::uint32_t>(known->second.runs.size())));
   joined.set_memory_bytes(hello.memory_bytes());
   joined.set_gpus(hello.gpus());
+  joined.set_gpu_memory_bytes(hello.gpu_memory_bytes());
   joined.set_chunks_endpoint(hello.chunks_endpoint());
   joined.set_chunks_key(hello.chunks_key());
   joined.set_now_ns(to_ns(now_));

@@ -150,7 +150,10 @@ class Builder {
     task.set_memory_bytes(sweeps::estimated_training_memory(spec.training, d_in));
     task.set_directory("trials/" + identity.short_hex());
     task.set_tokens(spec.training.steps() * spec.training.batch);
-    task.set_needs_gpu(spec.training.device == "cuda");
+    if (spec.training.device == "cuda") {
+      task.set_needs_gpu(true);
+      task.set_gpu_memory_bytes(sweeps::estimated_gpu_memory(spec.training, d_in));
+    }
     if (!reads_documents) task.set_stream(cache_name_of(spec.stream));
     std::string id = task.id();
     add(std::move(task));

@@ -102,6 +102,7 @@ Json workers_of(const SweepState& state, TimePoint now) {
               {"session", short_session(session)},
               {"slots", worker.slots},
               {"gpus", worker.gpus},
+              {"gpu_memory_bytes", worker.gpu_memory_bytes},
               {"memory_bytes", worker.memory_bytes},
               {"silent_s", seconds_since(worker.heard, now)},
               {"state", worker.lost                                              ? "lost"

@@ -264,11 +264,19 @@ TEST(Run, TrainsOnAGpuOrSaysWhatIsMissing) {
   }
   EXPECT_EQ(trials, 2u);
 
+  // The emulated one has 4 GiB.
+  const Finished large =
+      scene.run("sweep.yaml", "large",
+                {"--task", (scene.path() / "with" / "saesweep-task").string(), "--set",
+                 "train.device=cuda", "--set", "trials=[{arch: standard, d_sae: 16M, l1: 0.1}]"});
+  EXPECT_EQ(large.exit_code, 2);
+  EXPECT_THAT(large.err, HasSubstr("of a GPU's memory, of which a slot has 4.0 GiB here"));
+
   const Finished unknown = scene.run(
       "sweep.yaml", "unknown",
-      {"--set", "train.device=cuda", "--set", "trials=[{arch: gated, d_sae: 64, l1: 0.1}]"});
+      {"--set", "train.device=cuda", "--set", "trials=[{arch: end_to_end, d_sae: 64, l1: 0.1}]"});
   EXPECT_EQ(unknown.exit_code, 2);
-  EXPECT_THAT(unknown.err, HasSubstr("is gated, which is not trained on a GPU"));
+  EXPECT_THAT(unknown.err, HasSubstr("is end_to_end, which is not trained on a GPU"));
 }
 
 }  // namespace

@@ -157,6 +157,19 @@ TEST_F(EstimatesTest, CountsAddUp) {
   EXPECT_GT(sum.seconds, 0);
 }
 
+TEST_F(EstimatesTest, OnlyTrialsOfAGpuTakeItsMemory) {
+  const auto on = [&](const char* trials) {
+    return estimate(plan(sweep(trials, "", ", device: cuda"))).gpu_memory_bytes;
+  };
+  EXPECT_EQ(estimate(plan(sweep("[{arch: topk, d_sae: 64, k: 4}]"))).gpu_memory_bytes, 0U);
+  const std::uint64_t narrow = on("[{arch: topk, d_sae: 64, k: 4}]");
+  const std::uint64_t wide = on("[{arch: topk, d_sae: 4096, k: 4}, {arch: topk, d_sae: 64, k: 4}]");
+  // The largest: weights, their gradients and moments, and the pre-activations of a batch of 256.
+  EXPECT_GT(wide, narrow + 4 * 4 * 2 * 8 * 4000U + 4 * 256 * 4000U);
+  EXPECT_LT(wide, 2 * narrow);  // beside what a device takes anyway
+  EXPECT_GT(on("[{arch: gated, d_sae: 4096, l1: 1, sparsity_warmup_steps: 5%}]"), wide);
+}
+
 TEST_F(EstimatesTest, MoreWorkCostsMore) {
   const auto with = [&](const char* override) {
     return estimate(plan(sweep("[{arch: topk, d_sae: 64, k: 4}]", "evaluate: [core: {tokens: 1k}]"),

@@ -33,6 +33,7 @@ struct AgentOptions {
   std::string chunks_endpoint = {};
   std::uint32_t slots = 1;
   std::uint32_t gpus = 0;                           // that its executors can train on
+  std::uint64_t gpu_memory_bytes = 0;               // of a GPU, for one slot; 0: unknown
   std::uint32_t threads = 1;                        // all slots together
   std::uint64_t memory_bytes = 0;                   // for all runs together; 0: unknown
   std::string log_level = "warn";                   // of executors

@@ -53,6 +53,7 @@ protocol::Hello hello_of(const AgentOptions& options) {
   hello.set_build(options.build);
   hello.set_slots(options.slots);
   hello.set_gpus(options.gpus);
+  hello.set_gpu_memory_bytes(options.gpu_memory_bytes);
   hello.set_memory_bytes(options.memory_bytes);
   return hello;
 }

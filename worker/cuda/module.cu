@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const Kernel kern
 // ---- cuBLAS -------------------------------------------------------------------------------------
 // The few functions and numbers of its stable C interface that are used (cublas_api.h).
 
+constexpr int kOldest = 8;  // compute capability for which kernels are compiled (CMakeLists.txt)
 constexpr int kNotTransposed = 0, kTransposed = 1;
 constexpr int kSumInFloat = 68;      // CUBLAS_COMPUTE_32F
 constexpr int kUsualAlgorithm = -1;  // CUBLAS_GEMM_DEFAULT
@@ -95,9 +96,18 @@ const Cublas* load_cublas(std::string& problem) {
 
 // ---- a device -----------------------------------------------------------------------------------
 
+// Memory of the host that the device copies from by itself, so that nobody waits for a copy.
+struct Staging {
+  static constexpr std::size_t kBytes = std::size_t{16} << 20;
+  void* memory = nullptr;
+  cudaEvent_t copied = nullptr;  // what it held last
+};
+
 struct Gpu {
   int index = 0;
   cudaStream_t stream = nullptr;
+  Staging staging[2];
+  int next_staging = 0;
   const Cublas* cublas = nullptr;
   void* handle = nullptr;
   void* workspace = nullptr;
@@ -132,19 +142,38 @@ int count(char* problem, std::size_t bytes) {
 
 void close(void* device) {
   Gpu& gpu = gpu_of(device);
+  if (gpu.stream != nullptr) cudaStreamSynchronize(gpu.stream);
   if (gpu.handle != nullptr) gpu.cublas->destroy(gpu.handle);
   if (gpu.workspace != nullptr) cudaFree(gpu.workspace);
+  for (Staging& staging : gpu.staging) {
+    if (staging.copied != nullptr) cudaEventDestroy(staging.copied);
+    if (staging.memory != nullptr) cudaFreeHost(staging.memory);
+  }
   if (gpu.stream != nullptr) cudaStreamDestroy(gpu.stream);
   delete &gpu;
 }
 
 int prepare(Gpu& gpu) {
-  if (gpu.check(cudaSetDevice(gpu.index), "choosing the GPU") != 0) return -1;
+  int major = 0;
+  if (gpu.check(cudaSetDevice(gpu.index), "choosing the GPU") != 0 ||
+      gpu.check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu.index),
+                "properties") != 0)
+    return -1;
+  if (major < kOldest) {
+    gpu.problem = "of compute capability " + std::to_string(major) + ".x; " +
+                  std::to_string(kOldest) + ".0 or newer would be right";
+    return -1;
+  }
   gpu.cublas = load_cublas(gpu.problem);
   if (gpu.cublas == nullptr) return -1;
   if (gpu.check(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking), "a stream") != 0 ||
       gpu.check(cudaMalloc(&gpu.workspace, kWorkspaceBytes), "a workspace") != 0)
     return -1;
+  for (Staging& staging : gpu.staging)
+    if (gpu.check(cudaMallocHost(&staging.memory, Staging::kBytes), "memory of the host") != 0 ||
+        gpu.check(cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming), "an event") !=
+            0)
+      return -1;
   return gpu.check_cublas(gpu.cublas->create(&gpu.handle), "cublasCreate") != 0 ||
                  gpu.check_cublas(gpu.cublas->set_stream(gpu.handle, gpu.stream),
                                   "cublasSetStream") != 0 ||
@@ -192,7 +221,10 @@ void* allocate(void* device, std::size_t bytes) {
   return memory;
 }
 
-void release(void*, void* memory) { cudaFree(memory); }
+void release(void* device, void* memory) {
+  cudaStreamSynchronize(gpu_of(device).stream);  // who frees memory may have asked for work with it
+  cudaFree(memory);
+}
 
 int clear(void* device, void* memory, std::size_t bytes) {
   Gpu& gpu = gpu_of(device);
@@ -201,10 +233,20 @@ int clear(void* device, void* memory, std::size_t bytes) {
 
 int upload(void* device, void* to, const void* from, std::size_t bytes) {
   Gpu& gpu = gpu_of(device);
-  if (gpu.check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, gpu.stream), "upload") !=
-      0)
-    return -1;
-  return gpu.check(cudaStreamSynchronize(gpu.stream), "upload");
+  for (std::size_t at = 0; at < bytes; at += Staging::kBytes) {
+    Staging& staging = gpu.staging[gpu.next_staging];
+    gpu.next_staging = 1 - gpu.next_staging;
+    const std::size_t piece = bytes - at < Staging::kBytes ? bytes - at : Staging::kBytes;
+    // An event that was never recorded is done.
+    if (gpu.check(cudaEventSynchronize(staging.copied), "upload") != 0) return -1;
+    std::memcpy(staging.memory, static_cast<const char*>(from) + at, piece);
+    if (gpu.check(cudaMemcpyAsync(static_cast<char*>(to) + at, staging.memory, piece,
+                                  cudaMemcpyHostToDevice, gpu.stream),
+                  "upload") != 0 ||
+        gpu.check(cudaEventRecord(staging.copied, gpu.stream), "upload") != 0)
+      return -1;
+  }
+  return 0;
 }
 
 int download(void* device, void* to, const void* from, std::size_t bytes) {
@@ -256,14 +298,43 @@ int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
   return -1;
 }
 
+// cuBLAS may be noted, too: its workspace is ours, so it allocates nothing (cuBLAS documentation,
+// "CUDA Graphs Support"). Calls of other threads are none of our business.
+int begin_graph(void* device) {
+  Gpu& gpu = gpu_of(device);
+  return gpu.check(cudaStreamBeginCapture(gpu.stream, cudaStreamCaptureModeThreadLocal), "a graph");
+}
+
+void* end_graph(void* device) {
+  Gpu& gpu = gpu_of(device);
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t whole = nullptr;
+  const int ended = gpu.check(cudaStreamEndCapture(gpu.stream, &graph), "a graph");
+  if (ended == 0 && gpu.check(cudaGraphInstantiate(&whole, graph, 0), "a graph") != 0)
+    whole = nullptr;
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (whole == nullptr) cudaGetLastError();  // what was not noted concerns nobody else
+  return whole;
+}
+
+int replay(void* device, void* graph) {
+  Gpu& gpu = gpu_of(device);
+  return gpu.check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), gpu.stream), "a graph");
+}
+
+void drop_graph(void* device, void* graph) {
+  cudaStreamSynchronize(gpu_of(device).stream);  // it may be running
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+}
+
 }  // namespace
 }  // namespace saesweep::worker::device
 
 extern "C" __attribute__((visibility("default"))) const saesweep::worker::device::DeviceApi*
 saesweep_device_api() {
   using namespace saesweep::worker::device;  // NOLINT(google-build-using-namespace): one table
-  static const DeviceApi api = {kApiVersion, count,    open,    close, describe,
-                                problem_of,  allocate, release, clear, upload,
-                                download,    multiply, launch};
+  static const DeviceApi api = {kApiVersion, count,       open,      close,  describe,  problem_of,
+                                allocate,    release,     clear,     upload, download,  multiply,
+                                launch,      begin_graph, end_graph, replay, drop_graph};
   return &api;
 }

@@ -5,6 +5,8 @@
 #include <array>
 #include <system_error>
 
+#include "core/check.h"
+
 namespace saesweep::worker::device {
 
 Result<const DeviceApi*> load_module(const std::filesystem::path& file) {
@@ -45,7 +47,7 @@ Device::~Device() { api_->close(device_); }
 
 Result<void> Device::checked(int status) {
   if (status == 0) return {};
-  broken_ = true;
+  if (!notes_) broken_ = true;
   return fail(ErrorCode::kUnavailable, "GPU: {}", api_->problem(device_));
 }
 
@@ -71,8 +73,32 @@ Result<void> Device::multiply(const Product& product) {
   return checked(api_->multiply(device_, &product));
 }
 
+Result<void> Device::begin_graph() {
+  if (api_->begin_graph(device_) != 0)
+    return fail(ErrorCode::kUnavailable, "GPU: {}", api_->problem(device_));
+  notes_ = true;
+  return {};
+}
+
+Result<Graph> Device::end_graph() {
+  notes_ = false;
+  void* const graph = api_->end_graph(device_);
+  if (graph == nullptr) return fail(ErrorCode::kUnavailable, "GPU: {}", api_->problem(device_));
+  return Graph(*this, graph);
+}
+
+Result<void> Device::replay(const Graph& graph) {
+  return checked(api_->replay(device_, graph.graph_));
+}
+
+void Graph::drop() {
+  if (graph_ != nullptr) device_->api_->drop_graph(device_->device_, graph_);
+  graph_ = nullptr;
+}
+
 Result<void> Memory::reserve(Device& device, std::size_t bytes) {
   if (bytes <= bytes_) return {};
+  SAE_CHECK(!device.notes_, "{} bytes are asked for while work is noted", bytes);
   release();
   memory_ = device.api_->allocate(device.device_, bytes);
   if (memory_ == nullptr)

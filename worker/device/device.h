@@ -1,5 +1,5 @@
-// A GPU as trainers use it: memory that frees itself, copies, products, kernels. What it does comes
-// from a module (device_api.h) that is loaded from a file.
+// A GPU as trainers use it: memory that frees itself, copies, products, kernels, graphs. What it
+// does comes from a module (device_api.h) that is loaded from a file.
 //
 // One thread. An error means that the device cannot be relied on any more, except for running out
 // of memory.
@@ -24,6 +24,8 @@ Result<const DeviceApi*> load_module(const std::filesystem::path& file);
 // How many devices the module sees. Errors: kUnavailable: none can be used, with the reason.
 Result<int> count_devices(const DeviceApi& api);
 
+class Graph;
+
 class Device {
  public:
   // Errors: kUnavailable.
@@ -41,18 +43,60 @@ class Device {
   Result<void> launch(const Kernel& kernel, std::int64_t blocks) {
     return checked(api_->launch(device_, IdOf<Kernel>::kId, &kernel, sizeof kernel, blocks));
   }
+  // What `body` asks for, noted instead of done. Only clear(), multiply() and launch() may be asked
+  // for. Errors: those of `body`; kUnavailable: the device takes no note of such a thing, but can
+  // be relied on as before.
+  template <class Body>
+  Result<Graph> note(const Body& body);
+  Result<void> replay(const Graph& graph);
   // Something failed that was not for want of memory.
   bool is_broken() const { return broken_; }
 
  private:
   friend class Memory;
+  friend class Graph;
   Device(const DeviceApi& api, void* device) : api_(&api), device_(device) {}
   Result<void> checked(int status);
+  Result<void> begin_graph();
+  Result<Graph> end_graph();
 
   const DeviceApi* api_;
   void* device_;
   bool broken_ = false;
+  bool notes_ = false;
 };
+
+// Work of a device, which outlives it.
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph() { drop(); }
+  Graph(Graph&& other) noexcept { *this = std::move(other); }
+  Graph& operator=(Graph&& other) noexcept {
+    drop();
+    device_ = std::exchange(other.device_, nullptr);
+    graph_ = std::exchange(other.graph_, nullptr);
+    return *this;
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+ private:
+  friend class Device;
+  Graph(Device& device, void* graph) : device_(&device), graph_(graph) {}
+  void drop();
+  Device* device_ = nullptr;
+  void* graph_ = nullptr;
+};
+
+template <class Body>
+Result<Graph> Device::note(const Body& body) {
+  SAE_TRY_VOID(begin_graph());
+  const Result<void> asked = body();
+  auto graph = end_graph();
+  if (!asked) return fail(asked.error());
+  return graph;
+}
 
 // Bytes on a device, which outlives them.
 class Memory {

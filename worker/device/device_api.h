@@ -1,5 +1,6 @@
 // What a GPU module offers the executor: memory, copies, matrix products and the kernels of
-// worker/device/kernels, all in the order in which they are asked for. `libsaesweep_cuda.so` is
+// worker/device/kernels, all in the order in which they are asked for, and without waiting unless
+// it is said; and graphs, in which many of them are asked for at once. `libsaesweep_cuda.so` is
 // one; tests have another, which runs the same kernels without a GPU.
 //
 // Plain C, so that a module needs neither LibTorch nor this program's version of anything.
@@ -9,19 +10,22 @@
 #include <cstdint>
 
 #include "worker/device/kernels/dense.h"
+#include "worker/device/kernels/gated.h"
 #include "worker/device/kernels/jump.h"
 #include "worker/device/kernels/optimiser.h"
 #include "worker/device/kernels/selection.h"
 #include "worker/device/kernels/sparse.h"
+#include "worker/device/kernels/step.h"
 #include "worker/device/kernels/sums.h"
 
 namespace saesweep::worker::device {
 
 // Rises whenever the table below, a kernel's parameters or its meaning change.
-inline constexpr std::uint32_t kApiVersion = 1;
+inline constexpr std::uint32_t kApiVersion = 2;
 inline constexpr const char* kEntryPoint = "saesweep_device_api";
 
 #define SAE_DEVICE_KERNELS(X) \
+  X(SetTerms)                 \
   X(CentreRow)                \
   X(RoundValues)              \
   X(SelectRow)                \
@@ -44,6 +48,9 @@ inline constexpr const char* kEntryPoint = "saesweep_device_api";
   X(PullRow)                  \
   X(WeighLatent)              \
   X(PullNorm)                 \
+  X(BendRow)                  \
+  X(GatedRow)                 \
+  X(GatedColumns)             \
   X(SumDense)                 \
   X(JumpRow)                  \
   X(JumpColumns)              \
@@ -54,7 +61,7 @@ inline constexpr const char* kEntryPoint = "saesweep_device_api";
   X(SquareRow)                \
   X(Variance)                 \
   X(AdvanceSilence)           \
-  X(ScaleRevival)             \
+  X(ScaleByVariance)          \
   X(SumPass)                  \
   X(GradeBias)                \
   X(GradeLatent)              \
@@ -131,13 +138,21 @@ struct DeviceApi {
   void* (*allocate)(void* device, std::size_t bytes);  // nullptr: out of memory
   void (*release)(void* device, void* memory);
   int (*clear)(void* device, void* memory, std::size_t bytes);
-  // The host's memory may be reused when they return; download waits for all that was asked before.
+  // The host's memory may be reused when they return. Download waits for all that was asked before;
+  // nothing else here does.
   int (*upload)(void* device, void* to, const void* from, std::size_t bytes);
   int (*download)(void* device, void* to, const void* from, std::size_t bytes);
   int (*multiply)(void* device, const Product* product);
   // `kernel`: its parameters, as many bytes as the kernel's struct.
   int (*launch)(void* device, KernelId id, const void* kernel, std::size_t bytes,
                 std::int64_t blocks);
+  // From now on what is cleared, multiplied and launched is noted and not done; nothing else may be
+  // asked for. The end of it returns what was noted, or nullptr.
+  int (*begin_graph)(void* device);
+  void* (*end_graph)(void* device);
+  // All of it, in the order in which it was asked for. A graph may go while it is being replayed.
+  int (*replay)(void* device, void* graph);
+  void (*drop_graph)(void* device, void* graph);
 };
 
 using DeviceEntryPoint = const DeviceApi* (*)();

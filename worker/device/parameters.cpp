@@ -2,35 +2,37 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cmath>
 #include <limits>
 
 namespace saesweep::worker::device {
 std::vector<const at::Tensor*> Parameters::in_order(const SaeTensors& tensors) const {
   std::vector<const at::Tensor*> all = {&tensors.w_enc, &tensors.b_enc, &tensors.w_dec,
                                         &tensors.b_dec};
-  for (const std::string& name : more_) all.push_back(&tensors.more.at(name));
+  for (const More& one : more_) all.push_back(&tensors.more.at(one.name));
   return all;
 }
 
-Result<Parameters> Parameters::allocate(Device& device, std::int64_t d_sae, std::int64_t d_in,
-                                        std::vector<std::string> more) {
-  Parameters made;
-  made.device_ = &device;
-  made.d_sae_ = d_sae;
-  made.d_in_ = d_in;
-  made.more_ = std::move(more);
-  std::vector<std::int64_t> counts = {d_sae * d_in, d_sae, d_sae * d_in, d_in};
-  counts.resize(kTensors + made.more_.size(), d_sae);
-  for (auto* all : {&made.weights_, &made.gradients_, &made.first_, &made.second_})
+Result<std::unique_ptr<Parameters>> Parameters::allocate(Session& session, const Shape& shape,
+                                                         std::vector<More> more) {
+  std::unique_ptr<Parameters> made(new Parameters(session, shape, std::move(more)));
+  Device& device = session.device();
+  const auto [latents, d_in, d_out] = shape;
+  std::vector<std::int64_t> counts = {latents * d_in, latents, latents * d_out, d_out};
+  for (const More& one : made->more_) counts.push_back(one.rows * one.columns);
+  for (auto* all : {&made->weights_, &made->gradients_, &made->first_, &made->second_})
     for (const std::int64_t count : counts)
       SAE_TRY_VOID(
           all->emplace_back().reserve(device, static_cast<std::size_t>(count) * sizeof(float)));
-  for (Memory* of_latents : {&made.silence_, &made.next_silence_})
+  for (Memory* of_latents : {&made->silence_, &made->next_silence_})
     SAE_TRY_VOID(
-        of_latents->reserve(device, static_cast<std::size_t>(d_sae) * sizeof(std::int64_t)));
-  SAE_TRY_VOID(made.sums_.reserve(device, sizeof(StepSums)));
+        of_latents->reserve(device, static_cast<std::size_t>(latents) * sizeof(std::int64_t)));
+  SAE_TRY_VOID(made->terms_.reserve(device, sizeof(StepTerms)));
+  SAE_TRY(made->place_, session.findings().take());
   return made;
+}
+
+Parameters::~Parameters() {
+  if (place_ != kNone) session_->findings().give_back(place_);
 }
 
 Result<void> Parameters::write(const TrainerState& state) {
@@ -73,56 +75,49 @@ Moved Parameters::moved(std::size_t which) const {
           second_[which].as<float>()};
 }
 
-Result<void> Parameters::update(Session& session, const Update& update) {
-  SAE_TRY(auto* const squares, session.scratch<double>("squares of latents", d_sae_));
+Result<void> Parameters::update(const Update& update) {
+  const auto [latents, d_in, d_out] = shape_;
+  // Parts of the squared norm: of each latent, of b_dec, of each row of what else there is.
+  std::int64_t parts = latents + 1;
+  for (const More& one : more_) parts += one.rows;
+  SAE_TRY(auto* const squares, session_->scratch<double>("squares of gradients", parts));
   SAE_TRY_VOID(device_->launch(
-      GradeLatent{w_dec(), w_dec_gradient(), w_enc_gradient(), b_enc_gradient(), d_in_, d_in_,
+      GradeLatent{w_dec(), w_dec_gradient(), w_enc_gradient(), b_enc_gradient(), d_in, d_out,
                   update.unit_norm, update.projection_epsilon, squares},
-      d_sae_));
-  JudgeStep judge{};
-  judge.squares = squares;
-  judge.latents = d_sae_;
-  judge.bias_gradient = b_dec_gradient();
-  judge.width = d_in_;
-  for (std::size_t i = 0; i < more_.size(); ++i) judge.more[i] = more_gradient(i);
-  judge.rows = static_cast<double>(update.rows);
-  judge.clip = update.clip;
-  judge.sums = sums();
-  SAE_TRY_VOID(device_->launch(judge, 1));
-  SAE_TRY_VOID(device_->launch(MoveLatent{moved(0), moved(1), moved(2), d_in_, d_in_, update.rates,
+      latents));
+  SAE_TRY_VOID(device_->launch(SquareRow{b_dec_gradient(), d_out, d_out, squares + latents}, 1));
+  double* next = squares + latents + 1;
+  for (std::size_t i = 0; i < more_.size(); ++i) {
+    const More& one = more_[i];
+    SAE_TRY_VOID(
+        device_->launch(SquareRow{more_gradient(i), one.columns, one.columns, next}, one.rows));
+    next += one.rows;
+  }
+  SAE_TRY_VOID(device_->launch(
+      JudgeStep{squares, parts, static_cast<double>(update.rows), update.clip, sums()}, 1));
+  SAE_TRY_VOID(device_->launch(MoveLatent{moved(0), moved(1), moved(2), d_in, d_out, terms(),
                                           update.unit_norm, update.norm_epsilon, sums()},
-                               d_sae_));
-  SAE_TRY_VOID(device_->launch(MoveVector{moved(3), d_in_, update.rates, sums()},
-                               blocks_of(d_in_, MoveVector::kThreads)));
+                               latents));
+  const auto move = [&](std::size_t which, std::int64_t count) {
+    return device_->launch(MoveVector{moved(which), count, terms(), sums()},
+                           blocks_of(count, MoveVector::kThreads));
+  };
+  SAE_TRY_VOID(move(3, d_out));
   for (std::size_t i = 0; i < more_.size(); ++i)
-    SAE_TRY_VOID(device_->launch(MoveVector{moved(kTensors + i), d_sae_, update.rates, sums()},
-                                 blocks_of(d_sae_, MoveVector::kThreads)));
-  return device_->launch(KeepSilence{silence(), next_silence(), d_sae_, update.dead_after, sums()},
-                         blocks_of(d_sae_, KeepSilence::kThreads));
-}
-
-AdamRates adam_rates(const sweeps::TrainingSpec& spec, const StepOrder& order) {
-  const auto t = static_cast<double>(order.adam_step);
-  AdamRates rates{};
-  rates.beta1 = static_cast<float>(spec.adam_beta1);
-  rates.beta2 = static_cast<float>(spec.adam_beta2);
-  rates.epsilon = static_cast<float>(spec.adam_epsilon);
-  rates.rest1 = static_cast<float>(1 - spec.adam_beta1);
-  rates.rest2 = static_cast<float>(1 - spec.adam_beta2);
-  rates.rate =
-      static_cast<float>(order.rate) * static_cast<float>(1 / (1 - std::pow(spec.adam_beta1, t)));
-  rates.root = std::sqrt(static_cast<float>(1 / (1 - std::pow(spec.adam_beta2, t))));
-  return rates;
+    SAE_TRY_VOID(move(kTensors + i, more_[i].rows * more_[i].columns));
+  return device_->launch(KeepSilence{silence(), next_silence(), latents, update.dead_after, sums()},
+                         blocks_of(latents, KeepSilence::kThreads));
 }
 
 Result<StepFindings> Parameters::findings(std::int64_t rows) const {
-  StepSums sums{};
-  SAE_TRY_VOID(device_->download(&sums, this->sums(), sizeof sums));
+  SAE_TRY(const StepSums sums, session_->findings().read(place_));
   const auto count = static_cast<double>(rows);
   StepFindings found;
   found.reconstruction = sums.squared_error / count;
   found.optimised = sums.optimised_error / count;
   found.sparsity = sums.penalty;
+  found.bent = sums.bent / count;
+  found.next_bent = sums.next_bent / count;
   found.auxiliary = sums.auxiliary;
   found.fve = sums.variance > 0 ? 1 - sums.squared_error / sums.variance
                                 : std::numeric_limits<double>::quiet_NaN();
@@ -130,7 +125,7 @@ Result<StepFindings> Parameters::findings(std::int64_t rows) const {
   found.finite = sums.not_finite == 0;
   found.norm = sums.norm;
   found.applied = sums.applied != 0;
-  found.dead_fraction = static_cast<double>(sums.dead) / static_cast<double>(d_sae_);
+  found.dead_fraction = static_cast<double>(sums.dead) / static_cast<double>(shape_.latents);
   found.smallest_kept = sums.smallest;
   return found;
 }

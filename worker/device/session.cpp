@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "worker/device/engine_base.h"
 
@@ -14,21 +16,56 @@ Result<std::unique_ptr<StepEngine>> Session::make(const sweeps::TrainingSpec& sp
                 "{} is not trained on a GPU; train.device: cpu would "
                 "be right",
                 to_string(spec.architecture));
-  const std::int64_t d_in = parts.front().width;
-  if (spec.k) return make_sparse_engine(*this, spec, d_in);
-  if (spec.architecture == sweeps::Architecture::kJumpRelu)
-    return make_jumprelu_engine(*this, spec, d_in);
-  return make_relu_engine(*this, spec, d_in);
+  using enum sweeps::Architecture;
+  switch (spec.architecture) {
+    case kGated:
+    case kGatedPAnneal:
+      return make_gated_engine(*this, spec, parts);
+    case kJumpRelu:
+      return make_jumprelu_engine(*this, spec, parts);
+    default:
+      return spec.k ? make_sparse_engine(*this, spec, parts) : make_relu_engine(*this, spec, parts);
+  }
+}
+
+Result<std::size_t> Findings::take() {
+  const auto free = std::find(taken_.begin(), taken_.end(), false);
+  if (free != taken_.end()) {
+    *free = true;
+    return static_cast<std::size_t>(free - taken_.begin());
+  }
+  Memory slab;
+  SAE_TRY_VOID(slab.reserve(*device_, kSlab * sizeof(StepSums)));
+  SAE_TRY_VOID(device_->clear(slab.as<void>(), slab.bytes()));
+  slabs_.push_back(std::move(slab));
+  const std::size_t place = taken_.size();
+  taken_.resize(place + kSlab, false);
+  here_.resize(taken_.size());
+  taken_[place] = true;
+  return place;
+}
+
+Result<StepSums> Findings::read(std::size_t place) {
+  for (std::size_t slab = 0; !are_here_ && slab < slabs_.size(); ++slab)
+    SAE_TRY_VOID(device_->download(here_.data() + slab * kSlab, slabs_[slab].as<void>(),
+                                   slabs_[slab].bytes()));
+  are_here_ = true;
+  return here_[place];
+}
+
+Result<void> Session::reserve(Memory& memory, std::size_t bytes) {
+  if (bytes > memory.bytes()) ++moves_;
+  return memory.reserve(*device_, bytes);
 }
 
 Result<Rows> Session::upload(const at::Tensor& x, Uploaded& into) {
   SAE_CHECK(x.dim() == 2 && x.is_contiguous(), "rows of {} dimensions", x.dim());
   const std::int64_t rows = x.size(0), width = x.size(1);
   into.count = 0;
-  SAE_TRY_VOID(into.values.reserve(*device_, x.nbytes()));
-  SAE_TRY_VOID(into.variance.reserve(*device_, sizeof(double)));
+  SAE_TRY_VOID(reserve(into.values, x.nbytes()));
+  SAE_TRY_VOID(reserve(into.variance, sizeof(double)));
   SAE_TRY_VOID(device_->upload(into.values.as<void>(), x.const_data_ptr(), x.nbytes()));
-  SAE_TRY_VOID(variance(into.values.as<float>(), rows, width, into.variance.as<double>()));
+  SAE_TRY_VOID(variance(into.values.as<float>(), rows, width, width, into.variance.as<double>()));
   into.count = rows;
   return Rows{into.values.as<float>(), rows, width, into.variance.as<double>()};
 }
@@ -48,7 +85,7 @@ Result<void> Session::sum_columns(const float* matrix, const float* weights, std
   const std::int64_t chunks = blocks_of(rows, SumColumns::kRows);
   SAE_TRY(auto* const partial, scratch<double>("partial sums", chunks * columns));
   SAE_TRY_VOID(device_->launch(SumColumns{matrix, weights, rows, columns, stride, partial},
-                               chunks * SumColumns::tiles(columns)));
+                               chunks * blocks_of(columns, SumColumns::kThreads)));
   return device_->launch(FoldColumns{partial, chunks, columns, out},
                          blocks_of(columns, FoldColumns::kThreads));
 }
@@ -60,11 +97,11 @@ Result<void> Session::read_fired(std::int64_t latents, std::vector<char>& fired)
 }
 
 Result<void> Session::variance(const float* matrix, std::int64_t rows, std::int64_t columns,
-                               double* out) {
+                               std::int64_t stride, double* out) {
   SAE_TRY(auto* const sums, scratch<double>("column sums of a variance", columns));
   SAE_TRY(auto* const squares, scratch<double>("squares of rows", rows));
-  SAE_TRY_VOID(sum_columns(matrix, nullptr, rows, columns, columns, sums));
-  SAE_TRY_VOID(device_->launch(SquareRow{matrix, columns, columns, squares}, rows));
+  SAE_TRY_VOID(sum_columns(matrix, nullptr, rows, columns, stride, sums));
+  SAE_TRY_VOID(device_->launch(SquareRow{matrix, columns, stride, squares}, rows));
   return device_->launch(Variance{sums, squares, rows, columns, out}, 1);
 }
 

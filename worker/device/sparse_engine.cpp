@@ -1,5 +1,6 @@
-// The TopK family (worker/training/topk_trainer.cpp and matryoshka_trainer.cpp are the same on the
-// CPU): pre-activations of all latents from one product, then only what is kept.
+// The TopK family and transcoders (worker/training/topk_trainer.cpp, matryoshka_trainer.cpp and
+// transcoder_trainer.cpp are the same on the CPU): pre-activations of all latents from one product,
+// then only what is kept.
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -13,9 +14,12 @@ namespace {
 
 class SparseEngine final : public EngineBase {
  public:
-  SparseEngine(Session& session, const sweeps::TrainingSpec& spec, std::int64_t d_in,
-               Parameters parameters)
-      : EngineBase(session, spec, d_in, DecoderNorm::kUnitEpsilon, std::move(parameters)),
+  SparseEngine(Session& session, const sweeps::TrainingSpec& spec,
+               std::unique_ptr<Parameters> parameters)
+      : EngineBase(session, spec,
+                   sweeps::is_transcoder(spec.architecture) ? DecoderNorm::kFree
+                                                            : DecoderNorm::kUnitEpsilon,
+                   std::move(parameters)),
         k_(static_cast<std::int64_t>(spec.k.value_or(1))) {}
 
   // group_end: past the last latent of each prefix that reconstructs; none: all of them, once.
@@ -29,16 +33,31 @@ class SparseEngine final : public EngineBase {
   }
 
  private:
-  bool over_batch() const { return spec_.architecture != sweeps::Architecture::kTopK; }
+  // Reads the first values of a row and predicts the others.
+  bool predicts() const { return sweeps::is_transcoder(spec_.architecture); }
+  bool skips() const { return spec_.architecture == sweeps::Architecture::kSkipTranscoder; }
+  bool over_batch() const {
+    return !predicts() && spec_.architecture != sweeps::Architecture::kTopK;
+  }
   bool is_nested() const { return groups_ > 1; }
   bool revives() const { return spec_.aux_k_weight > 0; }
   std::int64_t aux_k() const {
     return std::min(spec_.aux_k > 0 ? static_cast<std::int64_t>(spec_.aux_k)
-                                    : std::max<std::int64_t>(1, d_ / 2),
+                                    : std::max<std::int64_t>(1, d_out_ / 2),
                     latents_);
   }
 
-  Result<void> pass(const Rows& x, const StepOrder& order, std::uint8_t* fired) override;
+  Result<void> pass(const Rows& x, const Form& form, std::uint8_t* fired) override;
+  // What is reconstructed: rows `stride` apart, and their variance.
+  struct Target {
+    const float* values;
+    std::int64_t stride;
+    const double* variance;
+  };
+  Result<Target> target(const Rows& x);
+  // What W_skip predicts, and its gradient.
+  Result<const float*> skipped(const DenseRows& read, std::int64_t rows);
+  Result<void> grade_skip(const float* g, const DenseRows& read, std::int64_t rows);
   Result<void> select(const Candidates& all, std::int64_t rows, const CodeLists& codes,
                       float* smallest, std::uint8_t* fired);
   Result<CodeLists> lists(const std::string& purpose, std::int64_t rows, std::int64_t entries);
@@ -64,7 +83,7 @@ Result<CodeLists> SparseEngine::lists(const std::string& purpose, std::int64_t r
 
 Result<void> SparseEngine::select(const Candidates& all, std::int64_t rows, const CodeLists& codes,
                                   float* smallest, std::uint8_t* fired) {
-  std::uint32_t* not_finite = &own_.sums()->not_finite;
+  std::uint32_t* not_finite = &own_->sums()->not_finite;
   if (!over_batch())
     return device_.launch(SelectRow{all, k_, k_, nullptr, codes, smallest, fired, not_finite},
                           rows);
@@ -99,48 +118,84 @@ Result<void> SparseEngine::gather(const CodeLists& codes, std::int64_t rows, std
   SAE_TRY_VOID(device_.launch(PlaceLatents{touches, unless_none}, 1));
   SAE_TRY_VOID(device_.launch(WriteTouches{codes, touches}, rows));
   return device_.launch(
-      GatherGradients{touches, g, read, d_, d_, groups,
-                      groups > 1 ? group_end_.as<std::int64_t>() : nullptr, own_.w_enc_gradient(),
-                      own_.b_enc_gradient(), own_.w_dec_gradient(), add, unless_none},
+      GatherGradients{touches, g, read, d_in_, d_out_, groups,
+                      groups > 1 ? group_end_.as<std::int64_t>() : nullptr, own_->w_enc_gradient(),
+                      own_->b_enc_gradient(), own_->w_dec_gradient(), add, unless_none},
       latents_);
 }
 
-Result<void> SparseEngine::pass(const Rows& x, const StepOrder&, std::uint8_t* fired) {
+Result<SparseEngine::Target> SparseEngine::target(const Rows& x) {
+  if (!predicts()) return Target{x.values, x.width, x.variance};
+  SAE_TRY(auto* const variance, session_.scratch<double>("variance of what is predicted", 1));
+  const float* const values = x.values + d_in_;
+  SAE_TRY_VOID(session_.variance(values, x.count, d_out_, x.width, variance));
+  return Target{values, x.width, variance};
+}
+
+Result<const float*> SparseEngine::skipped(const DenseRows& read, std::int64_t rows) {
+  SAE_TRY(auto* const w_skip, operand(own_->more(0), d_out_ * d_in_, "W_skip"));
+  SAE_TRY(auto* const out, session_.scratch<float>("what is skipped", rows * d_out_));
+  SAE_TRY_VOID(multiply(operand(read), w_skip, out, {rows, d_out_, d_in_}, Lies::kRightTransposed));
+  return out;
+}
+
+Result<void> SparseEngine::grade_skip(const float* g, const DenseRows& read, std::int64_t rows) {
+  SAE_TRY(auto* const left, operand(g, rows * d_out_, "gradient of what is skipped"));
+  return multiply(left, operand(read), own_->more_gradient(0), {d_out_, d_in_, rows},
+                  Lies::kLeftTransposed);
+}
+
+Result<void> SparseEngine::pass(const Rows& x, const Form&, std::uint8_t* fired) {
   const std::int64_t rows = x.count;
   const auto dead_after = static_cast<std::int64_t>(spec_.dead_after_tokens);
   SAE_TRY(auto* const dead, session_.scratch<std::uint32_t>("dead", 1));
   SAE_TRY_VOID(device_.clear(dead, sizeof *dead));
 
-  SAE_TRY(const DenseRows centred, EngineBase::rows("what the encoder reads", rows, d_));
-  const float* read = centred.values;
-  SAE_TRY(auto* const w_enc, operand(own_.w_enc(), "rounded W_enc"));
+  SAE_TRY(const DenseRows reads, read_rows(x, predicts() ? nullptr : own_->b_dec()));
+  const float* const read = reads.values;
   SAE_TRY(auto* const z, session_.scratch<float>("pre-activations", rows * latents_));
-  SAE_TRY_VOID(device_.launch(
-      CentreRow{x.values, own_.b_dec(), d_, d_, centred.values, centred.rounded}, rows));
-  SAE_TRY_VOID(multiply(operand(centred), w_enc, z, {rows, latents_, d_}, Lies::kRightTransposed));
-  const Candidates all{z, own_.b_enc(), latents_, nullptr, 0};
+  SAE_TRY_VOID(encode(reads, rows, z));
+  const Candidates all{z, own_->b_enc(), latents_, nullptr, 0};
   SAE_TRY(const CodeLists codes, lists("codes", rows, rows * k_));
   SAE_TRY(auto* const smallest, session_.scratch<float>("smallest", rows));
   SAE_TRY_VOID(select(all, rows, codes, smallest, fired));
 
-  SAE_TRY(auto* const error, session_.scratch<float>("error", rows * d_));
+  SAE_TRY(const Target wanted, target(x));
+  SAE_TRY(auto* const error, session_.scratch<float>("error", rows * d_out_));
   SAE_TRY(auto* const g,
-          session_.scratch<float>("gradient of the reconstruction", rows * groups_ * d_));
+          session_.scratch<float>("gradient of the reconstruction", rows * groups_ * d_out_));
   SAE_TRY(auto* const squares, session_.scratch<double>("squared errors", rows));
   SAE_TRY(auto* const prefixes, session_.scratch<double>("squared errors of prefixes", rows));
   const double mean = 2.0 / static_cast<double>(rows);
   if (is_nested()) {
     const double weight = 1.0 / static_cast<double>(groups_ * groups_);
     SAE_TRY_VOID(device_.launch(
-        DecodePrefixes{codes, own_.w_dec(), own_.b_dec(), x.values, d_, groups_,
+        DecodePrefixes{codes, own_->w_dec(), own_->b_dec(), x.values, d_out_, groups_,
                        group_end_.as<std::int64_t>(), static_cast<float>(mean * weight), weight,
                        error, g, squares, prefixes},
         rows));
   } else {
-    SAE_TRY_VOID(
-        device_.launch(DecodeRow{codes, own_.w_dec(), own_.b_dec(), x.values, nullptr, d_, d_,
-                                 static_cast<float>(mean), nullptr, nullptr, error, g, squares},
-                       rows));
+    DecodeRow decode{};
+    decode.codes = codes;
+    decode.w_dec = own_->w_dec();
+    decode.b_dec = own_->b_dec();
+    decode.x = wanted.values;
+    decode.width = d_out_;
+    decode.stride = wanted.stride;
+    decode.factor = static_cast<float>(mean);
+    decode.error = error;
+    decode.g = g;
+    decode.square = squares;
+    if (predicts()) {
+      SAE_TRY(auto* const factor, session_.scratch<float>("factor of the prediction", 1));
+      SAE_TRY_VOID(device_.launch(ScaleByVariance{wanted.variance, 1, factor}, 1));
+      decode.factor_there = factor;
+    }
+    if (skips()) {
+      SAE_TRY(decode.residual, skipped(reads, rows));
+    }
+    SAE_TRY_VOID(device_.launch(decode, rows));
+    if (skips()) SAE_TRY_VOID(grade_skip(g, reads, rows));
   }
   SAE_TRY_VOID(gather(codes, rows, rows * k_, g, groups_, read, /*add=*/false, nullptr));
   SAE_TRY_VOID(advance_silence(fired, rows, dead_after, dead));
@@ -149,29 +204,31 @@ Result<void> SparseEngine::pass(const Rows& x, const StepOrder&, std::uint8_t* f
   sum.rows = rows;
   sum.row_squares = squares;
   sum.row_prefixes = is_nested() ? prefixes : nullptr;
+  sum.share_of_variance = predicts();
   sum.counts = codes.count;
   sum.smallest = smallest;
   sum.over_batch = over_batch();
-  sum.variance = x.variance;
+  sum.variance = wanted.variance;
   sum.weight = spec_.aux_k_weight;
-  sum.sums = own_.sums();
+  sum.sums = own_->sums();
   if (revives()) {
     // Dead latents reconstruct the residual, held still. Where none is dead, nothing is done.
     SAE_TRY(auto* const variance, session_.scratch<double>("variance of the residual", 1));
     SAE_TRY(auto* const factor, session_.scratch<float>("factor of the revival", 1));
     SAE_TRY(auto* const missed, session_.scratch<double>("squares of what is missed", rows));
     SAE_TRY(const CodeLists revived, lists("revived", rows, rows * aux_k()));
-    SAE_TRY(auto* const g_of_dead, session_.scratch<float>("gradient of the revival", rows * d_));
+    SAE_TRY(auto* const g_of_dead,
+            session_.scratch<float>("gradient of the revival", rows * d_out_));
     SAE_TRY(auto* const least, session_.scratch<float>("smallest revived", rows));
-    SAE_TRY_VOID(session_.variance(error, rows, d_, variance));
-    SAE_TRY_VOID(device_.launch(ScaleRevival{variance, spec_.aux_k_weight, factor}, 1));
+    SAE_TRY_VOID(session_.variance(error, rows, d_out_, d_out_, variance));
+    SAE_TRY_VOID(device_.launch(ScaleByVariance{variance, spec_.aux_k_weight, factor}, 1));
     Candidates silent = all;
-    silent.silence = own_.next_silence();
+    silent.silence = own_->next_silence();
     silent.dead_after = dead_after;
     SAE_TRY_VOID(device_.launch(
         SelectRow{silent, aux_k(), aux_k(), dead, revived, least, nullptr, nullptr}, rows));
-    SAE_TRY_VOID(device_.launch(DecodeRow{revived, own_.w_dec(), nullptr, nullptr, error, d_, d_, 0,
-                                          factor, dead, nullptr, g_of_dead, missed},
+    SAE_TRY_VOID(device_.launch(DecodeRow{revived, own_->w_dec(), nullptr, nullptr, error, d_out_,
+                                          d_out_, 0, factor, dead, nullptr, g_of_dead, missed},
                                 rows));
     SAE_TRY_VOID(gather(revived, rows, rows * aux_k(), g_of_dead, 1, read, /*add=*/true, dead));
     sum.dead = dead;
@@ -180,21 +237,26 @@ Result<void> SparseEngine::pass(const Rows& x, const StepOrder&, std::uint8_t* f
   }
   SAE_TRY_VOID(device_.launch(sum, 1));
   // b_dec is in every prefix.
-  return grade_b_dec(g, rows, groups_ * d_, /*through_encoder=*/true);
+  return grade_b_dec(g, rows, groups_ * d_out_, predicts() ? nullptr : own_->b_enc_gradient());
 }
 
 }  // namespace
 
 Result<std::unique_ptr<StepEngine>> make_sparse_engine(Session& session,
                                                        const sweeps::TrainingSpec& spec,
-                                                       std::int64_t d_in) {
+                                                       const std::vector<RowPart>& parts) {
+  const std::int64_t d_in = parts.front().width, d_out = parts.back().width;
+  std::vector<Parameters::More> more;
+  if (spec.architecture == sweeps::Architecture::kSkipTranscoder)
+    more.push_back({"W_skip", d_out, d_in});
   SAE_TRY(auto parameters,
-          Parameters::allocate(session.device(), static_cast<std::int64_t>(spec.d_sae), d_in));
+          Parameters::allocate(session, {static_cast<std::int64_t>(spec.d_sae), d_in, d_out},
+                               std::move(more)));
   std::vector<std::int64_t> group_end;
   std::int64_t end = 0;
   for (const std::uint64_t size : spec.group_sizes())
     group_end.push_back(end += static_cast<std::int64_t>(size));
-  auto engine = std::make_unique<SparseEngine>(session, spec, d_in, std::move(parameters));
+  auto engine = std::make_unique<SparseEngine>(session, spec, std::move(parameters));
   SAE_TRY_VOID(engine->prepare(group_end));
   return engine;
 }

@@ -18,6 +18,7 @@
 #include "core/result.h"
 #include "sweeps/spec.h"
 #include "worker/training/slabs.h"
+#include "worker/training/step_engine.h"
 
 namespace saesweep::worker {
 
@@ -33,6 +34,10 @@ class Annealing {
   double coefficient() const { return coefficient_; }
   // While p is 1 and stays it, the penalty is that of L1.
   bool is_curved() const { return p_ != 1 || next_p_.has_value(); }
+  void complete(StepOrder& order) const {
+    order.coefficient = coefficient_;
+    if (is_curved()) order.bend = Bend{p_, next_p_};
+  }
 
   // Writes to pull[i] the gradient of scale * penalty to each f[i] > 0 of a row and adds the row's
   // penalty. Other pulls are left as they are.

@@ -13,6 +13,22 @@
 
 namespace saesweep::worker {
 
+namespace {
+
+// What is thrown for one member ends that one alone.
+template <class Body>
+auto guarded(const SaeTrainer& trainer, const Body& body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::exception& thrown) {
+    Error error = error_of(thrown);
+    error.message = fmt::format("step {}: {}", trainer.step(), error.message);
+    return fail(std::move(error));
+  }
+}
+
+}  // namespace
+
 struct Cohort::State {
   RowStream* stream;
   struct Member {
@@ -79,17 +95,20 @@ Result<std::vector<Cohort::Outcome>> Cohort::advance() {
   if (last == nullptr) return outcomes;
   const std::uint64_t position = last->position(), rows = last->spec().batch;
   SAE_TRY_VOID(state_->read(position, rows));
+  // What is done elsewhere is asked for, for all members, before the first is waited for.
+  std::vector<std::pair<State::Member*, Result<void>>> begun;
   for (auto& member : state_->members) {
-    SaeTrainer& trainer = *member.trainer;
+    const SaeTrainer& trainer = *member.trainer;
     if (trainer.finished() || trainer.position() != position || trainer.spec().batch != rows)
       continue;
-    try {
-      outcomes.push_back({member.name, trainer.train_step(state_->batch)});
-    } catch (const std::exception& thrown) {
-      Error error = error_of(thrown);
-      error.message = fmt::format("step {}: {}", trainer.step(), error.message);
-      outcomes.push_back({member.name, fail(std::move(error))});
-    }
+    begun.emplace_back(&member, guarded(*member.trainer,
+                                        [&] { return member.trainer->begin_step(state_->batch); }));
+  }
+  for (auto& [member, asked] : begun) {
+    SaeTrainer& trainer = *member->trainer;
+    outcomes.push_back(
+        {member->name, asked ? guarded(trainer, [&] { return trainer.train_step(state_->batch); })
+                             : Result<StepReport>(fail(asked.error()))});
   }
   return outcomes;
 }

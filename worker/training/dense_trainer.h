@@ -1,11 +1,12 @@
 // What families share whose activations may be many or few: a pass goes over all of them, block by
-// block, or over those alone that are there.
+// block, or over those alone that are there. And an annealed penalty, of those that have one.
 #pragma once
 
 #include <functional>
 #include <optional>
 #include <vector>
 
+#include "worker/training/annealing.h"
 #include "worker/training/dense_blocks.h"
 #include "worker/training/dense_passes.h"
 #include "worker/training/trainer_base.h"
@@ -54,7 +55,27 @@ class DenseTrainer : public TrainerBase {
   void dense_weight_gradients(const Slabs& f, const Slabs& d_z, const float* g,
                               const CentredRows& read);
 
+  // The penalty's coefficient before its warm-up.
+  double coefficient() const {
+    return annealing_ ? annealing_->coefficient() : spec_.l1.value_or(0);
+  }
+
+  std::optional<Annealing> annealing_;  // of families whose penalty bends
+  Annealing::Penalty last_penalty_;     // of the last pass, means over rows
+
  private:
+  void complete(StepOrder& order) const override {
+    if (annealing_) annealing_->complete(order);
+  }
+  void note(const StepFindings& found) override { last_penalty_ = {found.bent, found.next_bent}; }
+  void keep_bookkeeping() override {
+    if (annealing_) annealing_->advance(step_, last_penalty_);
+  }
+  Json state() const override { return annealing_ ? annealing_->state() : Json::object(); }
+  Result<void> set_state(const Json& json) override {
+    return annealing_ ? annealing_->set_state(json) : Result<void>();
+  }
+
   bool expects_few_ = false;  // speed only
 };
 

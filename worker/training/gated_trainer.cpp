@@ -12,7 +12,6 @@
 #include <optional>
 #include <span>
 
-#include "worker/training/annealing.h"
 #include "worker/training/dense_trainer.h"
 
 namespace saesweep::worker {
@@ -53,13 +52,6 @@ class GatedTrainer final : public DenseTrainer {
   // given up, and f, of all latents; codes: those of open gates.
   std::vector<TileSums> dense(const Batch& batch_in, const Slabs& openings, const Slabs& f);
   std::vector<TileSums> sparse(const Batch& batch_in, const SparseCodes& codes);
-  void keep_bookkeeping() override {
-    if (annealing_) annealing_->advance(step_, last_penalty_);
-  }
-  Json state() const override { return annealing_ ? annealing_->state() : Json::object(); }
-  Result<void> set_state(const Json& json) override {
-    return annealing_ ? annealing_->set_state(json) : Result<void>();
-  }
   void start_from(const Sae& sae) override {
     parameters_.b_enc.copy_(sae.b_gate * norm_factor_);
     parameters_.more.at("b_mag").copy_(sae.b_mag * norm_factor_);
@@ -72,9 +64,6 @@ class GatedTrainer final : public DenseTrainer {
     sae.b_mag = folded(parameters_.more.at("b_mag"));
     sae.r_mag = parameters_.more.at("r_mag").clone();  // a ratio: no unit
   }
-
-  std::optional<Annealing> annealing_;
-  Annealing::Penalty last_penalty_;  // of the last pass, means over rows
 };
 
 std::vector<GatedTrainer::TileSums> GatedTrainer::dense(const Batch& batch_in,
@@ -199,8 +188,7 @@ PassSums GatedTrainer::pass(const at::Tensor& x) {
   const std::int64_t width = d_sae();
   const auto latents = static_cast<std::size_t>(width);
   const double inverse_rows = 1.0 / static_cast<double>(batch());
-  const double scale =
-      sparsity_scale() * (annealing_ ? annealing_->coefficient() : spec_.l1.value_or(0));
+  const double scale = sparsity_scale() * coefficient();
   const products::Scratch x_centred = centred(x);
   const at::Tensor ratio = parameters_.more.at("r_mag").exp();
   const at::Tensor& b_mag = parameters_.more.at("b_mag");

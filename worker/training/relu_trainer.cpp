@@ -15,7 +15,6 @@
 #include <cmath>
 #include <optional>
 
-#include "worker/training/annealing.h"
 #include "worker/training/dense_trainer.h"
 #include "worker/training/kernels.h"
 
@@ -64,20 +63,10 @@ class ReluTrainer final : public DenseTrainer {
   void pull_norms(const Batch& batch_in, const std::vector<double>& f_columns,
                   const at::Tensor& norms);
 
-  void keep_bookkeeping() override {
-    if (annealing_) annealing_->advance(step_, last_penalty_);
-  }
-  Json state() const override { return annealing_ ? annealing_->state() : Json::object(); }
-  Result<void> set_state(const Json& json) override {
-    return annealing_ ? annealing_->set_state(json) : Result<void>();
-  }
   void draw() override;
   Json config() const override;
   void finish_sae(Sae& sae) const override;
   bool folds_decoder_norms() const override { return !crosses(); }
-
-  std::optional<Annealing> annealing_;
-  Annealing::Penalty last_penalty_;  // of the last pass, means over rows
 };
 
 at::Tensor ReluTrainer::part_norms() const {
@@ -212,8 +201,7 @@ void ReluTrainer::pull_norms(const Batch& batch_in, const std::vector<double>& f
 }
 
 PassSums ReluTrainer::pass(const at::Tensor& x) {
-  const double scale =
-      sparsity_scale() * (annealing_ ? annealing_->coefficient() : spec_.l1.value_or(0));
+  const double scale = sparsity_scale() * coefficient();
   const auto inverse_rows = 1.0 / static_cast<double>(batch());
   std::optional<products::Scratch> x_centred;
   if (!crosses()) x_centred.emplace(centred(x));

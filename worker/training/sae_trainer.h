@@ -76,6 +76,10 @@ class SaeTrainer {
   // Row of the stream its next batch begins at.
   std::uint64_t position() const { return step() * spec().batch; }
 
+  // What of the next step is done elsewhere than by this processor is asked for, and not waited
+  // for; train_step() of the same rows then only waits. So a GPU has the steps of a whole cohort
+  // before it. Errors: as train_step.
+  virtual Result<void> begin_step(const at::Tensor& x) = 0;
   // x: [spec().batch, values of a row] fp32, lent. The first batch also sets what an initialisation
   // takes from data. Errors: kDiverged after 10 steps in a row that were not finite (the message
   // names the step); kResourceExhausted (memory); kUnavailable (the GPU failed).

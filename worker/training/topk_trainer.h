@@ -9,6 +9,7 @@
 
 #include <optional>
 
+#include "worker/training/geometric_median.h"
 #include "worker/training/selection.h"
 #include "worker/training/sparse_trainer.h"
 

@@ -316,23 +316,35 @@ void TrainerBase::update(double rate, double clip, const std::vector<float>& alo
           gradient.numel());
 }
 
-Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
+Result<void> TrainerBase::begin_step(const at::Tensor& x) {
   SAE_CHECK(
       x.dim() == 2 && x.size(0) == batch() && x.size(1) == width_of(parts_) && x.is_contiguous(),
       "a batch of the wrong shape: {} rows for {}", x.size(0), batch());
   SAE_CHECK(!finished(), "step {} of {}", step_, spec_.steps());
+  if (has_begun_) return {};
   // The calling thread takes pieces too: LibTorch's own threading is a setting of each thread.
   if (at::get_num_threads() != 1) at::set_num_threads(1);
   if (step_ == 0 && spec_.init_path.empty()) {
     before_first_step(x);
     engine_is_behind_ = true;
   }
+  if (engine_ != nullptr) {
+    SAE_TRY_VOID(hand_over());
+    engine_is_ahead_ = true;
+    SAE_TRY_VOID(engine_->begin_step(x, order()));
+  }
+  has_begun_ = true;
+  return {};
+}
 
+Result<StepReport> TrainerBase::train_step(const at::Tensor& x) {
+  SAE_TRY_VOID(begin_step(x));
+  has_begun_ = false;
   Stepped stepped;
   if (engine_ == nullptr) {
     stepped = step_here(x);
   } else {
-    SAE_TRY(stepped, step_elsewhere(x));
+    SAE_TRY(stepped, step_elsewhere());
   }
   const auto& [sums, norm, applied] = stepped;
   if (applied) {
@@ -378,11 +390,13 @@ TrainerBase::Stepped TrainerBase::step_here(const at::Tensor& x) {
 }
 
 StepOrder TrainerBase::order() const {
-  return {.step = step_,
-          .rate = learning_rate(spec_, step_),
-          .adam_step = adam_steps_ + 1,
-          .sparsity_scale = sparsity_scale(),
-          .dead_after = static_cast<std::int64_t>(dead_after())};
+  StepOrder order{.step = step_,
+                  .rate = learning_rate(spec_, step_),
+                  .adam_step = adam_steps_ + 1,
+                  .sparsity_scale = sparsity_scale(),
+                  .dead_after = static_cast<std::int64_t>(dead_after())};
+  complete(order);
+  return order;
 }
 
 Result<void> TrainerBase::hand_over() {
@@ -416,10 +430,8 @@ PassSums sums_of(const StepFindings& found) {
 
 }  // namespace
 
-Result<TrainerBase::Stepped> TrainerBase::step_elsewhere(const at::Tensor& x) {
-  SAE_TRY_VOID(hand_over());
-  engine_is_ahead_ = true;
-  SAE_TRY(const StepFindings found, engine_->step(x, order()));
+Result<TrainerBase::Stepped> TrainerBase::step_elsewhere() {
+  SAE_TRY(const StepFindings found, engine_->end_step());
   dead_fraction_there_ = found.dead_fraction;
   if (found.applied) {
     ++adam_steps_;
@@ -549,44 +561,6 @@ void store(const std::vector<double>& values, at::Tensor& out) {
             values.size(), out.numel());
   float* to = out.mutable_data_ptr<float>();
   for (std::size_t i = 0; i < values.size(); ++i) to[i] = static_cast<float>(values[i]);
-}
-
-at::Tensor geometric_median(const at::Tensor& points) {
-  const std::int64_t rows = points.size(0), d = points.size(1);
-  const float* values = points.const_data_ptr<float>();
-  std::vector<double> guess(static_cast<std::size_t>(d), 0), next(static_cast<std::size_t>(d));
-  for (std::int64_t row = 0; row < rows; ++row)
-    for (std::int64_t j = 0; j < d; ++j)
-      guess[static_cast<std::size_t>(j)] +=
-          static_cast<double>(values[row * d + j]) / static_cast<double>(rows);
-  for (int round = 0; round < 100; ++round) {
-    std::fill(next.begin(), next.end(), 0.0);
-    double weights = 0;
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const float* x = values + row * d;
-      double square = 0;
-      for (std::int64_t j = 0; j < d; ++j) {
-        const double difference = x[j] - guess[static_cast<std::size_t>(j)];
-        square += difference * difference;
-      }
-      // A point on the guess would weigh infinitely much.
-      const double weight = 1 / std::max(std::sqrt(square), 1e-12);
-      weights += weight;
-      for (std::int64_t j = 0; j < d; ++j) next[static_cast<std::size_t>(j)] += weight * x[j];
-    }
-    double moved = 0;
-    for (std::int64_t j = 0; j < d; ++j) {
-      const auto at = static_cast<std::size_t>(j);
-      next[at] /= weights;
-      moved += (next[at] - guess[at]) * (next[at] - guess[at]);
-    }
-    guess.swap(next);
-    if (std::sqrt(moved) < 1e-5) break;
-  }
-  at::Tensor median = at::empty({d}, at::kFloat);
-  for (std::int64_t j = 0; j < d; ++j)
-    median.mutable_data_ptr<float>()[j] = static_cast<float>(guess[static_cast<std::size_t>(j)]);
-  return median;
 }
 
 }  // namespace saesweep::worker

@@ -55,6 +55,7 @@ class TrainerBase : public SaeTrainer {
  public:
   const sweeps::TrainingSpec& spec() const override { return spec_; }
   std::uint64_t step() const override { return step_; }
+  Result<void> begin_step(const at::Tensor& x) override;
   Result<StepReport> train_step(const at::Tensor& x) override;
   bool held_out_is_due() const override;
   Result<HeldOutReport> score_held_out(const at::Tensor& rows) override;
@@ -88,7 +89,8 @@ class TrainerBase : public SaeTrainer {
   // Fills gradients_ and next_silence_ from batch() rows; must not change state that a skipped step
   // should keep: held-out rows go this way, too.
   virtual PassSums pass(const at::Tensor& x) = 0;
-  // What a step found elsewhere than in pass(); before keep_bookkeeping().
+  // What else a step is told that is done elsewhere, and what it found; before keep_bookkeeping().
+  virtual void complete(StepOrder&) const {}
   virtual void note(const StepFindings&) {}
   // Called when the step counts: makes the bookkeeping of the last pass real.
   virtual void keep_bookkeeping() {}
@@ -174,7 +176,7 @@ class TrainerBase : public SaeTrainer {
     bool applied = false;
   };
   Stepped step_here(const at::Tensor& x);
-  Result<Stepped> step_elsewhere(const at::Tensor& x);
+  Result<Stepped> step_elsewhere();
   // The pass over held-out rows; says which latents fired.
   Result<PassSums> look(const at::Tensor& rows, std::vector<char>& fired);
   TrainerState state_here() const { return {parameters_, first_, second_, silence_}; }
@@ -199,6 +201,7 @@ class TrainerBase : public SaeTrainer {
   std::unique_ptr<StepEngine> engine_;  // null: steps are done here
   bool engine_is_behind_ = true;        // what is here was not handed over yet
   mutable bool engine_is_ahead_ = false;
+  bool has_begun_ = false;  // the next step
   double dead_fraction_there_ = 0;
   std::vector<std::array<double, 8>> curve_;
   std::array<double, 5> sums_{};  // of loss, mse, fve, l0, grad_norm since the last point
@@ -211,10 +214,6 @@ class TrainerBase : public SaeTrainer {
 void add_to(std::vector<double>& sums, const std::vector<float>& of_tile);
 // values as fp32, into a vector of that size.
 void store(const std::vector<double>& values, at::Tensor& out);
-
-// Weiszfeld's algorithm as dictionary_learning runs it: at most 100 rounds, until a move is shorter
-// than 1e-5. points: [n, d] -> [d]
-at::Tensor geometric_median(const at::Tensor& points);
 
 Result<std::unique_ptr<SaeTrainer>> make_relu_trainer(const sweeps::TrainingSpec& spec,
                                                       const std::vector<RowPart>& parts,

@@ -100,9 +100,10 @@ class World {
   }
 
   void join(const std::string& worker, std::uint32_t slots = 1, std::uint64_t memory_bytes = 0,
-            std::uint32_t gpus = 0) {
+            std::uint32_t gpus = 0, std::uint64_t gpu_memory_bytes = 0) {
     protocol::Hello hello;
     hello.set_gpus(gpus);
+    hello.set_gpu_memory_bytes(gpu_memory_bytes);
     hello.set_worker_name(worker);
     hello.set_slots(slots);
     hello.set_memory_bytes(memory_bytes);

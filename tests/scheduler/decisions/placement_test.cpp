@@ -45,6 +45,33 @@ TEST_F(Placing, WhatNeedsAGpuGoesWhereOneIs) {
   EXPECT_EQ(scored[0].first, "plain");
 }
 
+// A cohort is cut so that what it needs of a GPU fits there; the rest has its turn later.
+TEST_F(Placing, MemoryOfAGpuIsShared) {
+  Submission submission = sweep_of(ids(5));
+  for (auto& task : submission.tasks)
+    if (task.kind() == protocol::TASK_KIND_TRAIN) {
+      task.set_needs_gpu(true);
+      task.set_gpu_memory_bytes(40);
+    }
+  world.hear("", submission);
+  world.join("fast", 1, 10'000, 1, 100);
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(1));
+  EXPECT_EQ(runs[0].second.members_size(), 2);
+}
+
+TEST_F(Placing, WhatIsTooLargeForAGpuGoesToALargerOne) {
+  Submission submission = sweep_of({"a"});
+  submission.tasks[0].set_needs_gpu(true);
+  submission.tasks[0].set_gpu_memory_bytes(500);
+  world.hear("", submission);
+  world.join("small", 1, 10'000, 1, 100);
+  world.join("large", 1, 10'000, 1, 400);  // it tries there, alone
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(1));
+  EXPECT_EQ(runs[0].first, "large");
+}
+
 // What no worker with a GPU can hold tries the largest of those, whatever others have.
 TEST_F(Placing, MemoryOfWorkersWithoutAGpuDoesNotCount) {
   Submission submission = sweep_of({"a"});

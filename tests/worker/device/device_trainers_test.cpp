@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 using device::Session;
 using saesweep::test::TempDir;
 using sweeps::Precision;
+using sweeps::SparsityFunction;
 
 constexpr std::int64_t kIn = 12;
 constexpr std::uint64_t kBatch = 140, kSteps = 24;
@@ -33,6 +34,20 @@ TrainingSpec lively(Architecture architecture, std::uint64_t seed = 0) {
   return spec;
 }
 
+// All that is done on the device, with both penalties that bend.
+std::vector<TrainingSpec> lively_specs() {
+  std::vector<TrainingSpec> specs;
+  for (const Architecture architecture : kOnDevice) {
+    specs.push_back(lively(architecture));
+    if (!is_annealed(architecture)) continue;
+    specs.push_back(specs.back());
+    specs.back().sparsity_function = specs.back().sparsity_function == SparsityFunction::kLp
+                                         ? SparsityFunction::kLpP
+                                         : SparsityFunction::kLp;
+  }
+  return specs;
+}
+
 TrainingSpec on_device(TrainingSpec spec) {
   spec.device = "cuda";
   return spec;
@@ -46,6 +61,27 @@ class OnDevice : public testing::Test {
     const auto api = device::load_module(EMULATED_GPU);
     EXPECT_TRUE(api) << api.error().message;
     device_ = std::move(*device::Device::open(**api, 0));
+  }
+
+  // Of the emulated module, beside the table.
+  template <class Function>
+  static Function emulated(const char* name) {
+    void* module = ::dlopen(EMULATED_GPU, RTLD_NOW | RTLD_NOLOAD);
+    EXPECT_NE(module, nullptr);
+    const auto found = reinterpret_cast<Function>(::dlsym(module, name));
+    EXPECT_NE(found, nullptr) << name;
+    return found;
+  }
+  // Since the device was opened first.
+  struct Calls {
+    std::uint64_t waits = 0, asked = 0, replays = 0;
+  };
+  static Calls calls() {
+    using Count = std::uint64_t*;
+    Calls calls;
+    emulated<void (*)(Count, Count, Count)>("saesweep_emulated_calls")(&calls.waits, &calls.asked,
+                                                                       &calls.replays);
+    return calls;
   }
 
   std::unique_ptr<SaeTrainer> make(const TrainingSpec& spec, std::int64_t width = kIn) {
@@ -83,8 +119,8 @@ void expect_near(SaeTrainer& there, SaeTrainer& here, double most) {
 }
 
 TEST_F(OnDevice, TrainsAsOnTheCpu) {
-  for (const auto architecture : kOnDevice) {
-    TrainingSpec spec = lively(architecture);
+  for (TrainingSpec spec : lively_specs()) {
+    const Architecture architecture = spec.architecture;
     spec.lr = 3e-4;
     const auto here = make_trainer(spec, kIn, pool_);
     const auto there = make(spec);
@@ -102,7 +138,7 @@ TEST_F(OnDevice, TrainsAsOnTheCpu) {
     }
     expect_near(*there, *here, 2e-5);
     // Latents fell silent and learned from the residual, so that all of this was tried.
-    if (of_topk_family(architecture)) {
+    if (of_topk_family(architecture) || is_transcoder(architecture)) {
       EXPECT_GT(here->summary()["dead_fraction"], 0.0);
     }
   }
@@ -227,11 +263,7 @@ TEST_F(OnDevice, BytesDoNotDependOnStoppingAndLookingOn) {
 
 // What one thread writes and another reads before they have met would show.
 TEST_F(OnDevice, BytesDoNotDependOnTheOrderOfThreads) {
-  void* module = ::dlopen(EMULATED_GPU, RTLD_NOW | RTLD_NOLOAD);
-  ASSERT_NE(module, nullptr);
-  const auto emulate_backwards =
-      reinterpret_cast<void (*)(bool)>(::dlsym(module, "saesweep_emulate_backwards"));
-  ASSERT_NE(emulate_backwards, nullptr);
+  const auto emulate_backwards = emulated<void (*)(bool)>("saesweep_emulate_backwards");
   std::vector<TrainingSpec> specs;
   for (const auto architecture : kOnDevice) specs.push_back(lively(architecture));
   specs.push_back(jumprelu_spec(sweeps::SparsityLoss::kTanh, 150, kBatch, kSteps));
@@ -376,12 +408,66 @@ TEST_F(OnDevice, ThresholdsAreThoseOfTheCpu) {
   }
 }
 
-TEST_F(OnDevice, WhatIsNotThereIsSaid) {
-  TrainingSpec spec = on_device(lively(Architecture::kGated));
+// A step of many is asked for in a few calls, and waited for once.
+TEST_F(OnDevice, ACohortIsWaitedForOnceAStep) {
+  TensorStream stream(rows());
   Session session(*device_);
-  const auto unknown = SaeTrainer::create(spec, {{kIn, 1}}, pool_, nullptr, &session);
+  Cohort cohort(stream, pool_);
+  for (const auto architecture : kOnDevice)
+    cohort.add(std::string(to_string(architecture)), make(lively(architecture), session));
+  // All have done a step of their last form by then.
+  while (cohort.find("topk")->step() < kSteps - 3) ASSERT_TRUE(cohort.advance());
+  const Calls before = calls();
+  for (int step = 0; step < 3; ++step) ASSERT_TRUE(cohort.advance());
+  const Calls after = calls();
+  EXPECT_EQ(after.waits - before.waits, 3U);
+  EXPECT_EQ(after.replays - before.replays, 3 * kOnDevice.size());
+  // Beside what is replayed each is told the step's terms, and the batch's variance is computed.
+  EXPECT_EQ(after.asked - before.asked, 3 * (kOnDevice.size() + 4));
+}
+
+TEST_F(OnDevice, BytesDoNotDependOnGraphs) {
+  const auto emulate_without_graphs = emulated<void (*)(bool)>("saesweep_emulate_without_graphs");
+  for (const TrainingSpec& spec : lively_specs()) {
+    const auto with = make(spec), without = make(spec);
+    const Calls before = calls();
+    train(*with, rows(), kSteps);
+    const Calls between = calls();
+    emulate_without_graphs(true);
+    train(*without, rows(), kSteps);
+    emulate_without_graphs(false);
+    EXPECT_GT(between.replays - before.replays, kSteps / 2) << to_string(spec.architecture);
+    EXPECT_EQ(calls().replays, between.replays);
+    EXPECT_TRUE(bytes_of(*without) == bytes_of(*with)) << to_string(spec.architecture);
+  }
+}
+
+// Memory that members share moves when a larger one joins: what was noted before would be of what
+// is no longer theirs.
+TEST_F(OnDevice, ALargerMemberMayJoinLater) {
+  TensorStream stream(rows());
+  Session session(*device_);
+  Cohort cohort(stream, pool_);
+  cohort.add("first", make(lively(Architecture::kBatchTopK), session));
+  for (int step = 0; step < 6; ++step) ASSERT_TRUE(cohort.advance());
+  TrainingSpec large = lively(Architecture::kBatchTopK, 3);
+  large.d_sae = 900;
+  cohort.add("large", make(large, session));
+  while (!cohort.find("large")->finished()) ASSERT_TRUE(cohort.advance());
+  for (const TrainingSpec& spec : {lively(Architecture::kBatchTopK), large}) {
+    const auto alone = make(spec);
+    train(*alone, rows(), kSteps);
+    EXPECT_TRUE(bytes_of(*cohort.find(spec.d_sae == 900 ? "large" : "first")) == bytes_of(*alone));
+  }
+}
+
+TEST_F(OnDevice, WhatIsNotThereIsSaid) {
+  TrainingSpec spec = on_device(lively(Architecture::kTopK));
+  spec.architecture = Architecture::kEndToEnd;
+  Session session(*device_);
+  const auto unknown = session.make(spec, {{kIn, 1}});
   ASSERT_FALSE(unknown);
-  EXPECT_NE(unknown.error().message.find("gated is not trained on a GPU"), std::string::npos);
+  EXPECT_NE(unknown.error().message.find("end_to_end is not trained on a GPU"), std::string::npos);
   const auto nowhere =
       SaeTrainer::create(on_device(lively(Architecture::kTopK)), {{kIn, 1}}, pool_);
   ASSERT_FALSE(nowhere);

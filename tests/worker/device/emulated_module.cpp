@@ -6,7 +6,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "worker/device/device_api.h"
 
@@ -15,6 +18,12 @@ namespace {
 
 // The order of blocks, and of threads between two meetings, which a GPU does not promise.
 bool backwards = false;
+// A device that takes no notes.
+bool refuses_graphs = false;
+// How often the host waited, asked for work by itself, and had what was noted replayed.
+struct Calls {
+  std::uint64_t waits, asked, replays;
+} calls{};
 
 struct EmulatedBlock {
   std::int64_t index;
@@ -44,9 +53,28 @@ int run_kernel(const void* parameters, std::size_t bytes, std::int64_t blocks) {
   return 0;
 }
 
+using Work = std::function<int()>;
+
 struct Emulated {
   std::string problem;
+  std::vector<Work>* notes = nullptr;  // work goes there, and is not done
+
+  // What is noted holds its parameters as they are now, as a graph does.
+  int ask(Work work) {
+    if (notes == nullptr) {
+      ++calls.asked;
+      return work();
+    }
+    notes->push_back(std::move(work));
+    return 0;
+  }
+  bool is_noting() {
+    if (notes != nullptr) problem = "not while work is noted";
+    return notes != nullptr;
+  }
 };
+
+Emulated& gpu_of(void* device) { return *static_cast<Emulated*>(device); }
 
 int count(char*, std::size_t) { return 1; }
 void* open(int index, char* problem, std::size_t bytes) {
@@ -61,11 +89,12 @@ int describe(void*, DeviceInfo* info) {
   info->memory_bytes = info->free_bytes = std::uint64_t{1} << 32;
   return 0;
 }
-const char* problem_of(void* device) { return static_cast<Emulated*>(device)->problem.c_str(); }
+const char* problem_of(void* device) { return gpu_of(device).problem.c_str(); }
 void* allocate(void* device, std::size_t bytes) {
+  if (gpu_of(device).is_noting()) return nullptr;
   constexpr std::size_t kMost = std::size_t{1} << 32;
   if (bytes > kMost) {
-    static_cast<Emulated*>(device)->problem = "more than there is";
+    gpu_of(device).problem = "more than there is";
     return nullptr;
   }
   // Not zero, as on a GPU.
@@ -74,16 +103,43 @@ void* allocate(void* device, std::size_t bytes) {
   return memory;
 }
 void release(void*, void* memory) { std::free(memory); }
-int clear(void*, void* memory, std::size_t bytes) {
-  std::memset(memory, 0, bytes);
-  return 0;
+int clear(void* device, void* memory, std::size_t bytes) {
+  return gpu_of(device).ask([=] {
+    std::memset(memory, 0, bytes);
+    return 0;
+  });
 }
-int copy(void*, void* to, const void* from, std::size_t bytes) {
+int upload(void* device, void* to, const void* from, std::size_t bytes) {
+  if (gpu_of(device).is_noting()) return -1;
   std::memcpy(to, from, bytes);
   return 0;
 }
+int download(void* device, void* to, const void* from, std::size_t bytes) {
+  if (gpu_of(device).is_noting()) return -1;
+  ++calls.waits;
+  std::memcpy(to, from, bytes);
+  return 0;
+}
+
+int begin_graph(void* device) {
+  Emulated& gpu = gpu_of(device);
+  if (refuses_graphs) gpu.problem = "no notes are taken here";
+  if (refuses_graphs || gpu.is_noting()) return -1;
+  gpu.notes = new std::vector<Work>;
+  return 0;
+}
+void* end_graph(void* device) { return std::exchange(gpu_of(device).notes, nullptr); }
+int replay(void* device, void* graph) {
+  if (gpu_of(device).is_noting()) return -1;
+  ++calls.replays;
+  for (const Work& work : *static_cast<std::vector<Work>*>(graph))
+    if (work() != 0) return -1;
+  return 0;
+}
+void drop_graph(void*, void* graph) { delete static_cast<std::vector<Work>*>(graph); }
+
 // As BLAS is called: columns lie together.
-int multiply(void*, const Product* product) {
+int run_product(const Product* product) {
   const ColumnMajor call = column_major(*product);
   const auto matrix = [&](const void* values, std::int64_t rows, std::int64_t columns, int ld,
                           bool transposes) {
@@ -99,8 +155,11 @@ int multiply(void*, const Product* product) {
   return 0;
 }
 
-int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
-           std::int64_t blocks) {
+int multiply(void* device, const Product* product) {
+  return gpu_of(device).ask([copy = *product] { return run_product(&copy); });
+}
+
+int run(KernelId id, const void* parameters, std::size_t bytes, std::int64_t blocks) {
   switch (id) {
 #define SAE_DEVICE_RUN(Kernel) \
   case KernelId::k##Kernel:    \
@@ -108,8 +167,15 @@ int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
     SAE_DEVICE_KERNELS(SAE_DEVICE_RUN)
 #undef SAE_DEVICE_RUN
   }
-  static_cast<Emulated*>(device)->problem = "no such kernel";
   return -1;
+}
+
+int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
+           std::int64_t blocks) {
+  const auto* first = static_cast<const std::byte*>(parameters);
+  return gpu_of(device).ask([=, copy = std::vector<std::byte>(first, first + bytes)] {
+    return run(id, copy.data(), copy.size(), blocks);
+  });
 }
 
 }  // namespace
@@ -119,11 +185,25 @@ extern "C" void saesweep_emulate_backwards(bool backwards) {
   saesweep::worker::device::backwards = backwards;
 }
 
+extern "C" void saesweep_emulate_without_graphs(bool without) {
+  saesweep::worker::device::refuses_graphs = without;
+}
+
+extern "C" void saesweep_emulated_calls(std::uint64_t* waits, std::uint64_t* asked,
+                                        std::uint64_t* replays) {
+  const auto& calls = saesweep::worker::device::calls;
+  *waits = calls.waits;
+  *asked = calls.asked;
+  *replays = calls.replays;
+}
+
 extern "C" const saesweep::worker::device::DeviceApi* saesweep_device_api() {
   namespace device = saesweep::worker::device;
   static const device::DeviceApi api = {
-      device::kApiVersion, device::count,    device::open,    device::close, device::describe,
-      device::problem_of,  device::allocate, device::release, device::clear, device::copy,
-      device::copy,        device::multiply, device::launch};
+      device::kApiVersion, device::count,       device::open,      device::close,
+      device::describe,    device::problem_of,  device::allocate,  device::release,
+      device::clear,       device::upload,      device::download,  device::multiply,
+      device::launch,      device::begin_graph, device::end_graph, device::replay,
+      device::drop_graph};
   return &api;
 }

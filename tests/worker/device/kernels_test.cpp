@@ -323,13 +323,14 @@ TEST_F(Kernels, VarianceOfRows) {
   for (std::int64_t i = 0; i < rows * columns; ++i)
     matrix.push_back(static_cast<float>(5 + rng.normal()));
   const float* x = put(matrix);
-  const std::int64_t chunks = SumColumns::chunks(rows);
+  const std::int64_t chunks = (rows + SumColumns::kRows - 1) / SumColumns::kRows;
   auto* partial = room<double>(static_cast<std::size_t>(chunks * columns));
   auto* sums = room<double>(300);
   auto* squares = room<double>(600);
   auto* out = room<double>(1);
-  ASSERT_TRUE(device_->launch(SumColumns{x, nullptr, rows, columns, columns, partial},
-                              chunks * SumColumns::tiles(columns)));
+  ASSERT_TRUE(
+      device_->launch(SumColumns{x, nullptr, rows, columns, columns, partial},
+                      chunks * ((columns + SumColumns::kThreads - 1) / SumColumns::kThreads)));
   ASSERT_TRUE(device_->launch(FoldColumns{partial, chunks, columns, sums}, 2));
   ASSERT_TRUE(device_->launch(SquareRow{x, columns, columns, squares}, rows));
   ASSERT_TRUE(device_->launch(Variance{sums, squares, rows, columns, out}, 1));

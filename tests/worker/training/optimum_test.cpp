@@ -1,5 +1,6 @@
 // What training must arrive at, where that is known: closed forms, schedules, planted dictionaries.
 #include "tests/worker/training/reference.h"
+#include "worker/training/geometric_median.h"
 
 namespace saesweep::worker::test {
 namespace {

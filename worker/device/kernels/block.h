@@ -72,6 +72,38 @@ SAE_DEVICE void sum_shared(Block& block, double* values) {
     });
 }
 
+// values[0] becomes the sum of term(i), i in [0, count), in a fixed order.
+template <int kThreads, class Block, class Term>
+SAE_DEVICE void sum_over(Block& block, double* values, std::int64_t count, const Term& term) {
+  block.each([&](int thread) {
+    double sum = 0;
+    for (std::int64_t i = thread; i < count; i += kThreads) sum += term(i);
+    values[thread] = sum;
+  });
+  sum_shared<kThreads>(block, values);
+}
+
+struct Counter {
+  std::uint32_t found;
+};
+
+// How many of [first, end) `look` says yes to: take(count) is called by one thread.
+template <int kThreads, class Block, class Look, class Take>
+SAE_DEVICE void count_in(Block& block, Counter& counter, std::int64_t first, std::int64_t end,
+                         const Look& look, const Take& take) {
+  block.each([&](int thread) {
+    if (thread == 0) counter.found = 0;
+  });
+  block.each([&](int thread) {
+    std::uint32_t found = 0;
+    for (std::int64_t i = first + thread; i < end; i += kThreads) found += look(i) ? 1 : 0;
+    block.add(&counter.found, found);
+  });
+  block.each([&](int thread) {
+    if (thread == 0) take(counter.found);
+  });
+}
+
 // values[i] becomes the sum of those before it; returns nothing: the total is in `total`.
 template <int kThreads, class Number, class Block>
 SAE_DEVICE void scan_shared(Block& block, Number* values, Number& total) {

@@ -9,9 +9,7 @@ namespace saesweep::worker::device {
 // z gets its bias; f = z where z > threshold, else 0; a block a row.
 struct JumpRow {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t active;
-  };
+  using Shared = Counter;
 
   float* z;
   DenseRows f;
@@ -22,25 +20,15 @@ struct JumpRow {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      if (thread == 0) shared.active = 0;
-    });
-    block.each([&](int thread) {
-      std::uint32_t found = 0;
-      for (std::int64_t i = thread; i < f.width; i += kThreads) {
-        const std::int64_t at = block.index * f.width + i;
-        const float value = z[at] + bias[i];
-        if (!is_finite(value)) *not_finite = 1;
-        z[at] = value;
-        const float kept = value > threshold[i] ? value : 0.0F;
-        found += kept != 0 ? 1 : 0;
-        if (kept > 0) fired[i] = 1;
-        f.put(at, kept);
-      }
-      block.add(&shared.active, found);
-    });
-    block.each([&](int thread) {
-      if (thread == 0) active[block.index] = static_cast<std::int32_t>(shared.active);
+    count_row<kThreads>(block, shared, f.width, active, [&](std::int64_t i) {
+      const std::int64_t at = block.index * f.width + i;
+      const float value = z[at] + bias[i];
+      if (!is_finite(value)) *not_finite = 1;
+      z[at] = value;
+      const float kept = value > threshold[i] ? value : 0.0F;
+      if (kept > 0) fired[i] = 1;
+      f.put(at, kept);
+      return kept != 0;
     });
   }
 };
@@ -73,54 +61,52 @@ struct JumpColumns {
   std::int64_t rows;
   float bandwidth;
   bool has_tanh;
-  float tanh_scale, pull;  // of the penalty, of a mean over rows
-  double below;            // weight of the pull on what is below, the same
+  float tanh_scale;
+  const StepTerms* terms;
+  double share;  // of a row in a mean over rows
+  double below;  // weight of the pull on what is below, of a mean over rows
   double* partial;
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t width = back.width;
-    const std::int64_t tiles = (width + kThreads - 1) / kThreads;
-    const std::int64_t chunk = block.index / tiles, tile = block.index % tiles;
-    const std::int64_t first = chunk * kRows;
-    const std::int64_t end = first + kRows < rows ? first + kRows : rows;
-    block.each([&](int thread) {
-      const std::int64_t i = tile * kThreads + thread;
-      if (i >= width) return;
-      double sums[kSums] = {};
-      const float norm_scale = norm[i] * tanh_scale;
-      const auto weight = static_cast<float>(norm[i] * below);
-      for (std::int64_t row = first; row < end; ++row) {
-        const std::int64_t at = row * width + i;
-        float gradient = back.values[at];
-        if (has_tanh) {
-          const float value = f[at] == 0 ? 0.0F : tanhf(norm_scale * f[at]);
-          const float slope = 1 - value * value;
-          gradient += pull * norm_scale * slope;
-          sums[kTanh] += value;
-          sums[kSlopes] += f[at] * slope;
-        }
-        const bool on = z[at] > threshold[i];
-        const float away = (z[at] - threshold[i]) / bandwidth;
-        const bool is_near = away > -0.5F && away < 0.5F;
-        float of_z = on ? gradient : 0.0F;
-        sums[kActive] += on ? 1 : 0;
-        sums[kNear] += is_near ? 1 : 0;
-        sums[kNearJump] += is_near && on ? 1 : 0;
-        sums[kWindow] += is_near ? gradient : 0.0F;
-        const float excess = threshold[i] - z[at];
-        if (has_tanh && excess > 0) {
-          sums[kBelow] += static_cast<double>(weight) * excess;
-          sums[kPulls] += weight;
-          sums[kExcesses] += excess;
-          of_z -= weight;
-        }
-        sums[kBack] += of_z;
-        back.put(at, of_z);
-      }
-      for (int which = 0; which < kSums; ++which)
-        partial[(chunk * kSums + which) * width + i] = sums[which];
-    });
+    each_column<kThreads, kRows>(
+        block, rows, back.width,
+        [&](std::int64_t i, std::int64_t chunk, std::int64_t first, std::int64_t end) {
+          double sums[kSums] = {};
+          const float norm_scale = norm[i] * tanh_scale;
+          const auto pull = static_cast<float>(terms->penalty * share);
+          const auto weight = static_cast<float>(norm[i] * below);
+          for (std::int64_t row = first; row < end; ++row) {
+            const std::int64_t at = row * back.width + i;
+            float gradient = back.values[at];
+            if (has_tanh) {
+              const float value = f[at] == 0 ? 0.0F : tanhf(norm_scale * f[at]);
+              const float slope = 1 - value * value;
+              gradient += pull * norm_scale * slope;
+              sums[kTanh] += value;
+              sums[kSlopes] += f[at] * slope;
+            }
+            const bool on = z[at] > threshold[i];
+            const float away = (z[at] - threshold[i]) / bandwidth;
+            const bool is_near = away > -0.5F && away < 0.5F;
+            float of_z = on ? gradient : 0.0F;
+            sums[kActive] += on ? 1 : 0;
+            sums[kNear] += is_near ? 1 : 0;
+            sums[kNearJump] += is_near && on ? 1 : 0;
+            sums[kWindow] += is_near ? gradient : 0.0F;
+            const float excess = threshold[i] - z[at];
+            if (has_tanh && excess > 0) {
+              sums[kBelow] += static_cast<double>(weight) * excess;
+              sums[kPulls] += weight;
+              sums[kExcesses] += excess;
+              of_z -= weight;
+            }
+            sums[kBack] += of_z;
+            back.put(at, of_z);
+          }
+          for (int which = 0; which < kSums; ++which)
+            partial[(chunk * kSums + which) * back.width + i] = sums[which];
+        });
   }
 };
 
@@ -135,7 +121,8 @@ struct PenaliseJumps {
   const double* sums_of_latents;  // [JumpColumns::kSums, latents]
   const float* threshold;
   std::int64_t latents;
-  double rows, weight;
+  double rows;
+  const StepTerms* terms;
   double target;  // of L0; 0: none, the penalty is that of L0 itself
   bool has_tanh;  // in place of it
   double bandwidth;
@@ -162,28 +149,16 @@ struct PenaliseJumps {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      double l0 = 0, error = 0, found = 0, tanh = 0, below = 0;
-      for (std::int64_t i = thread; i < latents; i += kThreads) {
-        l0 += on(i) / rows;
-        tanh += of(JumpColumns::kTanh, i);
-        below += of(JumpColumns::kBelow, i);
-      }
-      for (std::int64_t row = thread; row < rows; row += kThreads) {
-        error += row_squares[row];
-        found += active[row];
-      }
-      shared.l0[thread] = l0;
-      shared.error[thread] = error;
-      shared.active[thread] = found;
-      shared.tanh[thread] = tanh;
-      shared.below[thread] = below;
-    });
-    sum_shared<kThreads>(block, shared.l0);
-    sum_shared<kThreads>(block, shared.error);
-    sum_shared<kThreads>(block, shared.active);
-    sum_shared<kThreads>(block, shared.tanh);
-    sum_shared<kThreads>(block, shared.below);
+    const double weight = terms->penalty;
+    const auto count = static_cast<std::int64_t>(rows);
+    sum_over<kThreads>(block, shared.l0, latents, [&](std::int64_t i) { return on(i) / rows; });
+    sum_over<kThreads>(block, shared.tanh, latents,
+                       [&](std::int64_t i) { return of(JumpColumns::kTanh, i); });
+    sum_over<kThreads>(block, shared.below, latents,
+                       [&](std::int64_t i) { return of(JumpColumns::kBelow, i); });
+    sum_over<kThreads>(block, shared.error, count,
+                       [&](std::int64_t row) { return row_squares[row]; });
+    sum_over<kThreads>(block, shared.active, count, [&](std::int64_t row) { return active[row]; });
     block.each([&](int thread) {
       if (thread != 0) return;
       double penalty = 0;
@@ -223,15 +198,17 @@ struct PullJumpNorm {
   const float *w_dec, *norm;
   const double* sums_of_latents;
   std::int64_t latents, width;
-  double of_slope, of_excess;
+  const StepTerms* terms;
+  double of_slope, of_excess;  // the former of the penalty's coefficient
   float* gradient;
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
     const std::int64_t latent = block.index;
     if (!(norm[latent] > 0)) return;
-    const double pull = of_slope * sums_of_latents[JumpColumns::kSlopes * latents + latent] +
-                        of_excess * sums_of_latents[JumpColumns::kExcesses * latents + latent];
+    const double pull =
+        terms->penalty * of_slope * sums_of_latents[JumpColumns::kSlopes * latents + latent] +
+        of_excess * sums_of_latents[JumpColumns::kExcesses * latents + latent];
     const auto along = static_cast<float>(pull / norm[latent]);
     block.each([&](int thread) {
       for (std::int64_t j = thread; j < width; j += kThreads)

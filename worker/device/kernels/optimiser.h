@@ -3,33 +3,15 @@
 // report when all is done.
 #pragma once
 
-#include "worker/device/kernels/block.h"
+#include "worker/device/kernels/step.h"
 
 namespace saesweep::worker::device {
-
-// Of one pass, and of the step made of it; all 0 before.
-struct StepSums {
-  double squared_error;      // in all rows
-  double optimised_error;    // what is minimised in its place: of nested prefixes, weighted
-  double penalty;            // as added to the loss
-  double auxiliary;          // weighted
-  double active;             // activations > 0 in all rows
-  double smallest;           // of those kept: mean over rows that have any, or of the batch
-  double variance;           // of what is reconstructed
-  double norm;               // of the gradient, before clipping
-  std::uint32_t not_finite;  // an activation was not
-  std::uint32_t applied;
-  std::uint32_t dead;  // latents silent for longer than `dead_after`, after the step
-  float clip;
-};
 
 // Tokens since each latent last fired, after this batch; and how many have been silent for long.
 // 256 latents a block. `dead` is 0 before.
 struct AdvanceSilence {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t dead;
-  };
+  using Shared = Counter;
 
   const std::uint8_t* fired;
   const std::int64_t* silence;
@@ -39,24 +21,22 @@ struct AdvanceSilence {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      if (thread == 0) shared.dead = 0;
-    });
-    block.each([&](int thread) {
-      const std::int64_t latent = block.index * kThreads + thread;
-      if (latent >= latents) return;
-      next[latent] = fired[latent] != 0 ? 0 : silence[latent] + rows;
-      if (next[latent] >= dead_after) block.add(&shared.dead, 1U);
-    });
-    block.each([&](int thread) {
-      if (thread == 0 && dead != nullptr) block.add(dead, shared.dead);
-    });
+    const std::int64_t first = block.index * kThreads;
+    count_in<kThreads>(
+        block, shared, first, first + kThreads < latents ? first + kThreads : latents,
+        [&](std::int64_t latent) {
+          next[latent] = fired[latent] != 0 ? 0 : silence[latent] + rows;
+          return next[latent] >= dead_after;
+        },
+        [&](std::uint32_t found) {
+          if (dead != nullptr) block.add(dead, found);
+        });
   }
 };
 
-// The factor of the gradient with which dead latents reconstruct a residual of this variance
-// (Gao et al. 2024): 2 weight / variance; 0 where there is none. One thread.
-struct ScaleRevival {
+// The factor of the gradient of weight * |error|^2 / variance: of dead latents that reconstruct a
+// residual (Gao et al. 2024), of transcoders; 0 where there is no variance. One thread.
+struct ScaleByVariance {
   static constexpr int kThreads = 32;
   using Shared = Nothing;
 
@@ -83,6 +63,7 @@ struct SumPass {
   std::int64_t rows;
   const double* row_squares;
   const double* row_prefixes;  // of all prefixes, weighted; nullptr: there are none
+  bool share_of_variance;      // is what is optimised
   const std::int32_t* counts;
   const float* smallest;      // of each row
   bool over_batch;            // the smallest of all, not their mean
@@ -95,13 +76,16 @@ struct SumPass {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
+    sum_over<kThreads>(block, shared.error, rows,
+                       [&](std::int64_t row) { return row_squares[row]; });
+    sum_over<kThreads>(block, shared.prefixes, row_prefixes == nullptr ? 0 : rows,
+                       [&](std::int64_t row) { return row_prefixes[row]; });
+    sum_over<kThreads>(block, shared.missed, dead == nullptr ? 0 : rows,
+                       [&](std::int64_t row) { return missed_squares[row]; });
+    sum_over<kThreads>(block, shared.active, rows, [&](std::int64_t row) { return counts[row]; });
     block.each([&](int thread) {
-      double error = 0, prefixes = 0, missed = 0, active = 0, least = 0, full = 0;
+      double least = 0, full = 0;
       for (std::int64_t row = thread; row < rows; row += kThreads) {
-        error += row_squares[row];
-        if (row_prefixes != nullptr) prefixes += row_prefixes[row];
-        active += counts[row];
-        if (dead != nullptr) missed += missed_squares[row];
         if (counts[row] == 0) continue;
         least = !over_batch             ? least + smallest[row]
                 : full == 0             ? smallest[row]
@@ -109,17 +93,9 @@ struct SumPass {
                                         : least;
         full += 1;
       }
-      shared.error[thread] = error;
-      shared.prefixes[thread] = prefixes;
-      shared.missed[thread] = missed;
-      shared.active[thread] = active;
       shared.smallest[thread] = least;
       shared.full[thread] = full;
     });
-    sum_shared<kThreads>(block, shared.error);
-    sum_shared<kThreads>(block, shared.prefixes);
-    sum_shared<kThreads>(block, shared.missed);
-    sum_shared<kThreads>(block, shared.active);
     for (int half = kThreads / 2; half > 0; half /= 2)
       block.each([&](int thread) {
         if (thread >= half) return;
@@ -134,7 +110,9 @@ struct SumPass {
     block.each([&](int thread) {
       if (thread != 0) return;
       sums->squared_error = shared.error[0];
-      sums->optimised_error = row_prefixes == nullptr ? shared.error[0] : shared.prefixes[0];
+      sums->optimised_error = row_prefixes != nullptr ? shared.prefixes[0]
+                              : share_of_variance     ? of_variance(shared.error[0])
+                                                      : shared.error[0];
       sums->active = shared.active[0];
       sums->variance = *variance;
       sums->smallest = shared.full[0] == 0 ? 0
@@ -143,6 +121,11 @@ struct SumPass {
       if (dead != nullptr && *dead > 0 && *residual_variance > 0)
         sums->auxiliary = weight * shared.missed[0] / *residual_variance;
     });
+  }
+
+  // A batch without variance has no share of it: not a number, and the step is skipped.
+  SAE_DEVICE double of_variance(double error) const {
+    return *variance > 0 ? error / *variance * static_cast<double>(rows) : double{NAN};
   }
 };
 
@@ -230,28 +213,15 @@ struct JudgeStep {
     double sums[kThreads];
   };
 
-  const double* squares;  // [latents]
-  std::int64_t latents;
-  const float* bias_gradient;
-  std::int64_t width;
-  const float* more[2];  // gradients of [latents], or nullptr
+  const double* squares;  // parts of the squared norm of the gradient
+  std::int64_t count;
   double rows;
   double clip;  // 0: not at all
   StepSums* sums;
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      double sum = 0;
-      for (std::int64_t i = thread; i < latents; i += kThreads) sum += squares[i];
-      for (std::int64_t j = thread; j < width; j += kThreads)
-        sum += static_cast<double>(bias_gradient[j]) * bias_gradient[j];
-      for (const float* gradient : more)
-        for (std::int64_t i = thread; gradient != nullptr && i < latents; i += kThreads)
-          sum += static_cast<double>(gradient[i]) * gradient[i];
-      shared.sums[thread] = sum;
-    });
-    sum_shared<kThreads>(block, shared.sums);
+    sum_over<kThreads>(block, shared.sums, count, [&](std::int64_t i) { return squares[i]; });
     block.each([&](int thread) {
       if (thread != 0) return;
       const double norm = sqrt(shared.sums[0]);
@@ -263,18 +233,6 @@ struct JudgeStep {
       const double ratio = clip > 0 ? clip / (norm + 1e-6) : 1;
       sums->clip = static_cast<float>(ratio < 1 ? ratio : 1.0);
     });
-  }
-};
-
-struct AdamRates {
-  float rate, beta1, beta2, epsilon;
-  float rest1, rest2;  // 1 - beta, rounded once
-  float root;          // square root of 1 / (1 - beta2^t); that of beta1 is in the rate
-
-  SAE_DEVICE void move(float gradient, float& weight, float& first, float& second) const {
-    first = beta1 * first + rest1 * gradient;
-    second = beta2 * second + rest2 * gradient * gradient;
-    weight -= rate * first / (sqrtf(second) * root + epsilon);
   }
 };
 
@@ -296,7 +254,7 @@ struct MoveLatent {
 
   Moved w_enc, b_enc, w_dec;
   std::int64_t d_in, d_out;
-  AdamRates rates;
+  const StepTerms* terms;
   bool normalises;
   double epsilon;
   const StepSums* sums;
@@ -306,6 +264,7 @@ struct MoveLatent {
     if (sums->applied == 0) return;
     const std::int64_t latent = block.index;
     const float clip = sums->clip;
+    const AdamRates rates = terms->rates;
     block.each([&](int thread) {
       for (std::int64_t j = thread; j < d_in; j += kThreads)
         w_enc.move(rates, clip, latent * d_in + j);
@@ -335,7 +294,7 @@ struct MoveVector {
 
   Moved moved;
   std::int64_t count;
-  AdamRates rates;
+  const StepTerms* terms;
   const StepSums* sums;
 
   template <class Block>
@@ -343,7 +302,7 @@ struct MoveVector {
     if (sums->applied == 0) return;
     block.each([&](int thread) {
       const std::int64_t i = block.index * kThreads + thread;
-      if (i < count) moved.move(rates, sums->clip, i);
+      if (i < count) moved.move(terms->rates, sums->clip, i);
     });
   }
 };
@@ -351,9 +310,7 @@ struct MoveVector {
 // Silence becomes that of after the step, if it counts; 256 latents a block.
 struct KeepSilence {
   static constexpr int kThreads = 256;
-  struct Shared {
-    std::uint32_t dead;
-  };
+  using Shared = Counter;
 
   std::int64_t* silence;
   const std::int64_t* next;
@@ -362,18 +319,14 @@ struct KeepSilence {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      if (thread == 0) shared.dead = 0;
-    });
-    block.each([&](int thread) {
-      const std::int64_t latent = block.index * kThreads + thread;
-      if (latent >= latents) return;
-      if (sums->applied != 0) silence[latent] = next[latent];
-      if (silence[latent] >= dead_after) block.add(&shared.dead, 1U);
-    });
-    block.each([&](int thread) {
-      if (thread == 0) block.add(&sums->dead, shared.dead);
-    });
+    const std::int64_t first = block.index * kThreads;
+    count_in<kThreads>(
+        block, shared, first, first + kThreads < latents ? first + kThreads : latents,
+        [&](std::int64_t latent) {
+          if (sums->applied != 0) silence[latent] = next[latent];
+          return silence[latent] >= dead_after;
+        },
+        [&](std::uint32_t found) { block.add(&sums->dead, found); });
   }
 };
 

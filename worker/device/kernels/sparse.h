@@ -55,11 +55,39 @@ struct RoundValues {
   }
 };
 
+// codes.pull of a row: the dot product of each code's decoder row with gradient_of(latent), some
+// threads for each; `parts` is shared.
+inline constexpr int kPullThreads = 256, kPullLanes = 32;
+template <class Block, class GradientOf>
+SAE_DEVICE void pull_codes(Block& block, float* parts, const CodeLists& codes, std::int64_t row,
+                           const float* w_dec, std::int64_t width, const GradientOf& gradient_of) {
+  constexpr int kAtOnce = kPullThreads / kPullLanes;
+  const std::int64_t begin = codes.begin[row];
+  const std::int32_t count = codes.count[row];
+  for (std::int32_t first = 0; first < count; first += kAtOnce) {
+    block.each([&](int thread) {
+      const std::int32_t code = first + thread / kPullLanes;
+      if (code >= count) return;
+      const std::int32_t latent = codes.latent[begin + code];
+      const float *decoder = w_dec + latent * width, *gradient = gradient_of(latent);
+      float sum = 0;
+      for (std::int64_t j = thread % kPullLanes; j < width; j += kPullLanes)
+        sum += gradient[j] * decoder[j];
+      parts[thread] = sum;
+    });
+    block.each([&](int thread) {
+      if (thread >= kAtOnce || first + thread >= count) return;
+      float sum = 0;
+      for (int lane = 0; lane < kPullLanes; ++lane) sum += parts[thread * kPullLanes + lane];
+      codes.pull[begin + first + thread] = sum;
+    });
+  }
+}
+
 // error = codes W_dec + b_dec - x + residual, its gradient g = factor * error, and for every code
 // the dot product of g with its decoder row; a block a row.
 struct DecodeRow {
-  static constexpr int kThreads = 256;
-  static constexpr int kLanes = 32;  // that share a dot product
+  static constexpr int kThreads = kPullThreads;
   struct Shared {
     float parts[kThreads];
     double squares[kThreads];
@@ -109,24 +137,8 @@ struct DecodeRow {
     block.each([&](int thread) {
       if (thread == 0) square[row] = shared.squares[0];
     });
-    constexpr int kAtOnce = kThreads / kLanes;
-    for (std::int32_t first = 0; first < count; first += kAtOnce) {
-      block.each([&](int thread) {
-        const std::int32_t code = first + thread / kLanes;
-        if (code >= count) return;
-        const float* decoder = w_dec + codes.latent[begin + code] * width;
-        float sum = 0;
-        for (std::int64_t j = thread % kLanes; j < width; j += kLanes)
-          sum += gradient[j] * decoder[j];
-        shared.parts[thread] = sum;
-      });
-      block.each([&](int thread) {
-        if (thread >= kAtOnce || first + thread >= count) return;
-        float sum = 0;
-        for (int lane = 0; lane < kLanes; ++lane) sum += shared.parts[thread * kLanes + lane];
-        codes.pull[begin + first + thread] = sum;
-      });
-    }
+    pull_codes(block, shared.parts, codes, row, w_dec, width,
+               [&](std::int32_t) { return gradient; });
   }
 };
 
@@ -134,8 +146,7 @@ struct DecodeRow {
 // 2025): g [rows, groups, width] gets the sums, over the prefixes from each group on, of factor
 // times their errors.
 struct DecodePrefixes {
-  static constexpr int kThreads = 256;
-  static constexpr int kLanes = 32;
+  static constexpr int kThreads = kPullThreads;
   struct Shared {
     float parts[kThreads];
     double squares[kThreads], prefixes[kThreads];
@@ -183,25 +194,9 @@ struct DecodePrefixes {
       square[row] = shared.squares[0];
       prefixes[row] = weight * shared.prefixes[0];
     });
-    constexpr int kAtOnce = kThreads / kLanes;
-    for (std::int32_t first = 0; first < count; first += kAtOnce) {
-      block.each([&](int thread) {
-        const std::int32_t code = first + thread / kLanes;
-        if (code >= count) return;
-        const std::int32_t latent = codes.latent[begin + code];
-        const float* of_group = gradient + group_of(group_end, groups, latent) * width;
-        float sum = 0;
-        for (std::int64_t j = thread % kLanes; j < width; j += kLanes)
-          sum += of_group[j] * w_dec[latent * width + j];
-        shared.parts[thread] = sum;
-      });
-      block.each([&](int thread) {
-        if (thread >= kAtOnce || first + thread >= count) return;
-        float sum = 0;
-        for (int lane = 0; lane < kLanes; ++lane) sum += shared.parts[thread * kLanes + lane];
-        codes.pull[begin + first + thread] = sum;
-      });
-    }
+    pull_codes(block, shared.parts, codes, row, w_dec, width, [&](std::int32_t latent) {
+      return gradient + group_of(group_end, groups, latent) * width;
+    });
   }
 };
 
@@ -243,6 +238,16 @@ struct ClearBits {
   }
 };
 
+// Calls take(latent, entry) for each code of the block's row.
+template <int kThreads, class Block, class Take>
+SAE_DEVICE void each_code(Block& block, const CodeLists& codes, const Take& take) {
+  const std::int64_t begin = codes.begin[block.index];
+  block.each([&](int thread) {
+    for (std::int64_t i = thread; i < codes.count[block.index]; i += kThreads)
+      take(codes.latent[begin + i], begin + i);
+  });
+}
+
 // A block a row.
 struct SetBits {
   static constexpr int kThreads = 128;
@@ -253,11 +258,9 @@ struct SetBits {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t row = block.index, begin = codes.begin[row];
-    block.each([&](int thread) {
-      for (std::int64_t i = thread; i < codes.count[row]; i += kThreads)
-        block.bit_or(&lists.bits[row / 32 * lists.latents + codes.latent[begin + i]],
-                     1U << (row % 32));
+    const std::int64_t row = block.index;
+    each_code<kThreads>(block, codes, [&](std::int32_t latent, std::int64_t) {
+      block.bit_or(&lists.bits[row / 32 * lists.latents + latent], 1U << (row % 32));
     });
   }
 };
@@ -328,17 +331,14 @@ struct WriteTouches {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t row = block.index, begin = codes.begin[row];
-    block.each([&](int thread) {
-      for (std::int64_t i = thread; i < codes.count[row]; i += kThreads) {
-        const std::int32_t latent = codes.latent[begin + i];
-        std::int64_t place = lists.begin[latent];
-        for (std::int64_t word = 0; word < row / 32; ++word)
-          place += bits_set(lists.bits[word * lists.latents + latent]);
-        place += bits_set(lists.bits[row / 32 * lists.latents + latent] & ((1U << (row % 32)) - 1));
-        lists.touches[place] = {static_cast<std::int32_t>(row), codes.value[begin + i],
-                                codes.pull[begin + i]};
-      }
+    const std::int64_t row = block.index;
+    each_code<kThreads>(block, codes, [&](std::int32_t latent, std::int64_t entry) {
+      std::int64_t place = lists.begin[latent];
+      for (std::int64_t word = 0; word < row / 32; ++word)
+        place += bits_set(lists.bits[word * lists.latents + latent]);
+      place += bits_set(lists.bits[row / 32 * lists.latents + latent] & ((1U << (row % 32)) - 1));
+      lists.touches[place] = {static_cast<std::int32_t>(row), codes.value[entry],
+                              codes.pull[entry]};
     });
   }
 };

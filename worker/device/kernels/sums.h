@@ -5,7 +5,22 @@
 
 namespace saesweep::worker::device {
 
-// Sums over rows of each column, a number of rows a block: partial sums [chunks, columns].
+// A block's share where columns are summed over rows: kThreads columns of kRows rows. Calls
+// take(column, chunk, first row, end) for each column.
+template <int kThreads, std::int64_t kRows, class Block, class Take>
+SAE_DEVICE void each_column(Block& block, std::int64_t rows, std::int64_t columns,
+                            const Take& take) {
+  const std::int64_t tiles = (columns + kThreads - 1) / kThreads;
+  const std::int64_t chunk = block.index / tiles, tile = block.index % tiles;
+  const std::int64_t first = chunk * kRows;
+  const std::int64_t end = first + kRows < rows ? first + kRows : rows;
+  block.each([&](int thread) {
+    const std::int64_t column = tile * kThreads + thread;
+    if (column < columns) take(column, chunk, first, end);
+  });
+}
+
+// Sums over rows of each column: partial sums [chunks of kRows, columns].
 struct SumColumns {
   static constexpr int kThreads = 256;
   static constexpr std::int64_t kRows = 256;
@@ -16,26 +31,18 @@ struct SumColumns {
   std::int64_t rows, columns, stride;
   double* partial;
 
-  static SAE_DEVICE std::int64_t chunks(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
-  static SAE_DEVICE std::int64_t tiles(std::int64_t columns) {
-    return (columns + kThreads - 1) / kThreads;
-  }
-
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared&) const {
-    const std::int64_t chunk = block.index / tiles(columns), tile = block.index % tiles(columns);
-    const std::int64_t first = chunk * kRows;
-    const std::int64_t end = first + kRows < rows ? first + kRows : rows;
-    block.each([&](int thread) {
-      const std::int64_t column = tile * kThreads + thread;
-      if (column >= columns) return;
-      double sum = 0;
-      for (std::int64_t row = first; row < end; ++row) {
-        const double value = matrix[row * stride + column];
-        sum += weights == nullptr ? value : value * weights[row];
-      }
-      partial[chunk * columns + column] = sum;
-    });
+    each_column<kThreads, kRows>(
+        block, rows, columns,
+        [&](std::int64_t column, std::int64_t chunk, std::int64_t first, std::int64_t end) {
+          double sum = 0;
+          for (std::int64_t row = first; row < end; ++row) {
+            const double value = matrix[row * stride + column];
+            sum += weights == nullptr ? value : value * weights[row];
+          }
+          partial[chunk * columns + column] = sum;
+        });
   }
 };
 
@@ -74,15 +81,10 @@ struct SquareRow {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      double sum = 0;
-      for (std::int64_t j = thread; j < columns; j += kThreads) {
-        const double value = matrix[block.index * stride + j];
-        sum += value * value;
-      }
-      shared.sums[thread] = sum;
+    sum_over<kThreads>(block, shared.sums, columns, [&](std::int64_t j) {
+      const double value = matrix[block.index * stride + j];
+      return value * value;
     });
-    sum_shared<kThreads>(block, shared.sums);
     block.each([&](int thread) {
       if (thread == 0) square[block.index] = shared.sums[0];
     });
@@ -103,18 +105,12 @@ struct Variance {
 
   template <class Block>
   SAE_DEVICE void run(Block& block, Shared& shared) const {
-    block.each([&](int thread) {
-      double squares = 0, means = 0;
-      for (std::int64_t row = thread; row < rows; row += kThreads) squares += row_squares[row];
-      for (std::int64_t j = thread; j < columns; j += kThreads) {
-        const double mean = column_sums[j] / static_cast<double>(rows);
-        means += mean * mean;
-      }
-      shared.squares[thread] = squares;
-      shared.means[thread] = means;
+    sum_over<kThreads>(block, shared.squares, rows,
+                       [&](std::int64_t row) { return row_squares[row]; });
+    sum_over<kThreads>(block, shared.means, columns, [&](std::int64_t j) {
+      const double mean = column_sums[j] / static_cast<double>(rows);
+      return mean * mean;
     });
-    sum_shared<kThreads>(block, shared.squares);
-    sum_shared<kThreads>(block, shared.means);
     block.each([&](int thread) {
       if (thread == 0) *out = shared.squares[0] - static_cast<double>(rows) * shared.means[0];
     });
