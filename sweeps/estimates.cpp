@@ -51,7 +51,7 @@ std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
   }
   std::uint64_t biases = 1;  // and what else there is one of a latent
   if (is_gated(spec)) biases = 3;
-  if (spec.architecture == Architecture::kJumpRelu) biases = 2;
+  if (is_jumprelu(spec.architecture)) biases = 2;
   return 2 * spec.d_sae * d_in + biases * spec.d_sae + d_in;
 }
 
