@@ -51,7 +51,7 @@ std::uint64_t parameters(const TrainingSpec& spec, std::uint64_t d_in) {
   }
   std::uint64_t biases = 1;  // and what else there is one of a latent
   if (is_gated(spec)) biases = 3;
-  if (spec.architecture == Architecture::kJumpRelu) biases = 2;
+  if (is_jumprelu(spec.architecture)) biases = 2;
   return 2 * spec.d_sae * d_in + biases * spec.d_sae + d_in;
 }
 
@@ -101,19 +101,10 @@ std::uint64_t blocks_from(const ModelShape& model, std::string_view hook) {
   return model.layers - block - (hook.ends_with("hook_resid_post") ? 1 : 0);
 }
 
-// Of the trials of a stream that read documents, the largest.
-std::uint64_t splice_memory(const TrainingSpec& spec, const PlannedStream& stream) {
-  if (!is_end_to_end(spec.architecture) || !stream.shape) return 0;
-  return estimated_splice_memory(
-      *stream.shape,
-      {stream.spec.hook, spec.batch, static_cast<double>(stream.rows_per_document),
-       spec.in_to_orig > 0},
-      kThreads);
-}
-
 // What a run holds of its stream: a shuffle group, or what the model says.
 std::uint64_t held_beside(const TrainingSpec& spec, const PlannedStream& stream) {
-  return is_end_to_end(spec.architecture) ? splice_memory(spec, stream) : group_bytes(stream);
+  return is_end_to_end(spec.architecture) ? estimated_splice_memory(spec, stream)
+                                          : group_bytes(stream);
 }
 
 // Its model as it is, with the reconstruction in place, and the way back.
@@ -179,6 +170,15 @@ std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in)
   return kLeast + weights * (4 * kFloat + (rounds ? 2 : 0)) + of_rows + of_latents;
 }
 
+std::uint64_t estimated_splice_memory(const TrainingSpec& spec, const PlannedStream& stream) {
+  if (!is_end_to_end(spec.architecture) || !stream.shape) return 0;
+  return estimated_splice_memory(
+      *stream.shape,
+      {stream.spec.hook, spec.batch, static_cast<double>(stream.rows_per_document),
+       spec.in_to_orig > 0},
+      kThreads);
+}
+
 std::uint64_t estimated_lm_memory(const TrainLmSpec& spec) {
   const std::uint64_t row = tokens_a_game(spec);
   // A game as generated: a byte a move and where it ends. Weights, gradients and two moments;
@@ -205,7 +205,7 @@ SweepEstimate estimate(const SweepPlan& plan) {
     PerStream& per = streams[stream.spec.label()];
     per.training_bytes += bytes;
     per.largest = std::max(per.largest, bytes);
-    per.spliced_bytes = std::max(per.spliced_bytes, splice_memory(spec, stream));
+    per.spliced_bytes = std::max(per.spliced_bytes, estimated_splice_memory(spec, stream));
     if (spec.device == "cuda")
       result.gpu_memory_bytes =
           std::max(result.gpu_memory_bytes, estimated_gpu_memory(spec, stream.d_in));

@@ -31,6 +31,8 @@ struct SpliceShape {
 };
 std::uint64_t estimated_splice_memory(const ModelShape& model, const SpliceShape& splice,
                                       unsigned threads);
+// The same of a trial alone, on a slot like those measured; 0 of one that reads rows.
+std::uint64_t estimated_splice_memory(const TrainingSpec& spec, const PlannedStream& stream);
 
 // What training a language model takes: the games, weights, gradients and moments, activations of a
 // batch.

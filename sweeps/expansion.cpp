@@ -108,7 +108,7 @@ void read_family_hooks(const Section& section, const SharedParameters& shared, F
                        std::optional<Architecture> architecture, Problems& problems) {
   SharedParameters own = {
       .axes = {}, .seeds = {}, .hooks = shared.hooks, .hook_nodes = shared.hook_nodes};
-  const bool crosses = architecture == Architecture::kCrosscoder;
+  const bool crosses = architecture && is_crosscoder(*architecture);
   if (!crosses) read_hooks(section, own, problems);
   family.hooks = std::move(own.hooks);
   family.hook_nodes = std::move(own.hook_nodes);
@@ -172,7 +172,7 @@ void read_hooks(const Section& section, SharedParameters& shared, Problems& prob
 }
 
 std::vector<std::vector<std::string>> Family::streams() const {
-  if (architecture == Architecture::kCrosscoder) return {hooks};
+  if (is_crosscoder(architecture)) return {hooks};
   std::vector<std::vector<std::string>> all;
   for (std::size_t i = 0; i < hooks.size(); ++i) {
     all.push_back({hooks[i]});
@@ -181,9 +181,7 @@ std::vector<std::vector<std::string>> Family::streams() const {
   return all;
 }
 
-const char* Family::hook_key() const {
-  return architecture == Architecture::kCrosscoder ? "hooks" : "hook";
-}
+const char* Family::hook_key() const { return is_crosscoder(architecture) ? "hooks" : "hook"; }
 
 std::uint64_t Family::count() const {
   std::uint64_t count = 1;

@@ -39,22 +39,35 @@ constexpr std::array kEarlyStoppingKeys{
     "min_reports"sv, "reports"sv,  "min_delta"sv, "low"sv,        "high"sv};
 
 constexpr std::array kLaterSources{"chess"sv, "maze"sv, "tokens"sv, "text"sv};
-constexpr std::array kArchitectures{
-    "standard"sv,        "standard_bricken"sv, "gated"sv,     "jumprelu"sv,       "topk"sv,
-    "batchtopk"sv,       "matryoshka"sv,       "p_anneal"sv,  "gated_p_anneal"sv, "transcoder"sv,
-    "skip_transcoder"sv, "crosscoder"sv,       "end_to_end"sv};
+constexpr std::array kArchitectures{"standard"sv,
+                                    "standard_bricken"sv,
+                                    "gated"sv,
+                                    "jumprelu"sv,
+                                    "topk"sv,
+                                    "batchtopk"sv,
+                                    "matryoshka"sv,
+                                    "p_anneal"sv,
+                                    "gated_p_anneal"sv,
+                                    "transcoder"sv,
+                                    "skip_transcoder"sv,
+                                    "crosscoder"sv,
+                                    "end_to_end"sv,
+                                    "batchtopk_crosscoder"sv,
+                                    "jumprelu_transcoder"sv};
 constexpr std::array kBaselines{"identity"sv,     "pca"sv,       "random_sae"sv, "neurons"sv,
                                 "linear_probe"sv, "always_on"sv, "placement"sv,  "random_model"sv};
 
 bool all(Architecture) { return true; }
-bool with_threshold(Architecture a) { return a == kTopK || a == kBatchTopK || a == kMatryoshka; }
-bool with_k(Architecture a) { return with_threshold(a) || is_transcoder(a); }
+bool over_batch(Architecture a) {
+  return a == kBatchTopK || a == kMatryoshka || a == kBatchTopKCrosscoder;
+}
+bool with_threshold(Architecture a) { return a == kTopK || over_batch(a); }
+bool with_k(Architecture a) { return with_threshold(a) || (is_transcoder(a) && !is_jumprelu(a)); }
 bool penalised(Architecture a) { return !with_k(a); }
-bool jumps(Architecture a) { return a == kJumpRelu; }
+bool jumps(Architecture a) { return is_jumprelu(a); }
 bool with_l1(Architecture a) { return penalised(a) && !jumps(a); }
 bool with_l0_target(Architecture a) { return penalised(a); }
 bool annealed(Architecture a) { return a == kPAnneal || a == kGatedPAnneal; }
-bool over_batch(Architecture a) { return a == kBatchTopK || a == kMatryoshka; }
 bool end_to_end(Architecture a) { return is_end_to_end(a); }
 bool nested(Architecture a) { return a == kMatryoshka; }
 bool single(Architecture a) { return !is_joint(a); }

@@ -213,6 +213,73 @@ constexpr std::string_view kSaebenchV1Crosscoders = R"json({
  }
 })json";
 
+// A crosscoder is a dictionary of the rows of its hooks laid side by side: with decoders whose rows
+// have unit norm over all hooks together, BatchTopK ranks its activations as they are.
+constexpr std::string_view kSaebenchV1BatchTopKCrosscoders = R"json({
+ "name": "saebench-v1",
+ "batch": 2048,
+ "optimizer": {"name": "adam", "lr": 0.0003, "betas": [0.9, 0.999], "epsilon": 1e-8,
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "warmup_steps": "1000", "decay_start": "80%"},
+ "scale": "every hook is normalised by its own factor",
+ "reconstruction_loss": "mse_sum: squared error summed over the hooks and their d_in, mean over the rows of the batch",
+ "l0": "count of f != 0 per row, mean over rows",
+ "architectures": {
+  "batchtopk_crosscoder": {
+   "source": "BatchTopKTrainer on the hooks side by side",
+   "encoder": "relu(sum_m x_m W_enc_m^T + b_enc), then the k * rows largest of the whole batch; b_dec is not subtracted from x",
+   "reconstruction": "x_m = f W_dec_m + b_dec_m",
+   "penalty": "none",
+   "aux_k": "half the values of a row", "aux_k_weight": 0.03125,
+   "aux_loss": "residual e = x - x_hat (detached) of all hooks reconstructed without bias from the min(aux_k, dead) largest relu activations of dead latents: squared error summed over the hooks and their d_in, mean over rows, divided by the squared distance of e from its batch mean, summed likewise, mean over rows; not a number counts as 0",
+   "dead_after_tokens": 10000000, "dead": "tokens since fired >= dead_after_tokens, counted before the auxiliary loss of the same step",
+   "threshold_beta": 0.999, "threshold_start_step": "1000",
+   "threshold": "from step > threshold_start_step: the smallest positive selected activation of the batch; the first value is taken as it is, then the moving average with threshold_beta; at inference activations above it are kept",
+   "decoder": "unit norm over all hooks together: gradient projected, clipped, rows renormalised after the step",
+   "init": "W_dec_m rows random directions of norm 1/sqrt(hooks), W_enc = W_dec, b_enc 0, b_dec the geometric median of the first batch",
+   "grad_clip": 1.0}
+ }
+})json";
+
+// A transcoder with the thresholds of JumpReLU, as Gemma Scope's are (Lieberum et al. 2024); steps,
+// penalties and thresholds as dictionary_learning's JumpReluTrainer has them.
+constexpr std::string_view kSaebenchV1JumpReluTranscoders = R"json({
+ "name": "saebench-v1",
+ "batch": 2048,
+ "optimizer": {"name": "adam", "lr": 0.0003, "epsilon": 1e-8,
+  "lr_schedule": "step/warmup_steps while step < warmup_steps; 1; (steps - step)/(steps - decay_start) from decay_start",
+  "warmup_steps": "1000", "decay_start": "80%"},
+ "scale": "what is read and what is predicted are normalised each by its own factor",
+ "reconstruction_loss": "mse_sum: squared error of y summed over d_out, mean over the rows of the batch",
+ "l0": "count of f != 0 per row, mean over rows",
+ "architectures": {
+  "jumprelu_transcoder": {
+   "source": "JumpReluTrainer that predicts y",
+   "encoder": "z = x W_enc^T + b_enc; f = z where z > threshold, else 0; no relu while training",
+   "prediction": "y = f W_dec + b_dec",
+   "threshold_gradient": "-(threshold/bandwidth) * [|z - threshold| < bandwidth/2] times the gradient of f, summed over rows; the threshold itself is learned, not its logarithm",
+   "sparsity_losses": {
+    "l0_target": {
+     "penalty": "l0_coefficient * s(step) * (L0/l0_target - 1)^2 with L0 = sum_i [f_i > threshold_i], mean over rows; its gradient to a threshold is -(1/bandwidth) * [|f - threshold| < bandwidth/2], taken at f and not at z",
+     "l0_coefficient": 1.0, "bandwidth": 0.001, "init_threshold": 0.001,
+     "decoder": "unit norm: gradient projected, clipped, rows renormalised after the step"},
+    "l0": {
+     "penalty": "l0_coefficient * s(step) * sum_i [z_i > threshold_i], mean over rows; its gradient to a threshold is -(1/bandwidth) * [|z - threshold| < bandwidth/2]",
+     "bandwidth": 0.001, "init_threshold": 0.001,
+     "decoder": "unit norm: gradient projected, clipped, rows renormalised after the step"},
+    "tanh": {
+     "penalty": "l0_coefficient * s(step) * sum_i tanh(tanh_scale f_i |W_dec_i|_2) + pre_act_weight * sum_i relu(threshold_i - z_i) |W_dec_i|_2, mean over rows; all its gradients reach thresholds through f",
+     "bandwidth": 2.0, "init_threshold": 0.1, "tanh_scale": 4.0, "pre_act_weight": 3e-6,
+     "scale": "for activations of mean norm sqrt(d_in): normalize sqrt_d",
+     "decoder": "free"}},
+   "sparsity_warmup": "s = min(step/sparsity_warmup_steps, 1)",
+   "sparsity_warmup_steps": "5000",
+   "betas": [0.0, 0.999],
+   "init": "W_enc and W_dec rows random directions of norm 1, drawn apart, b_enc, b_dec 0, every threshold init_threshold",
+   "grad_clip": 1.0}
+ }
+})json";
+
 // As ApolloResearch/e2e_sae trains its "e2e" dictionaries (Braun et al. 2024); with in_to_orig
 // those that it calls "e2e+ds".
 constexpr std::string_view kSaebenchV1EndToEnd = R"json({
@@ -250,9 +317,13 @@ Json parsed(std::string_view text) {
 }
 
 const std::vector<Json>& saebench_v1() {
-  static const std::vector<Json> kBlobs{
-      parsed(kSaebenchV1), parsed(kSaebenchV1Gates), parsed(kSaebenchV1Transcoders),
-      parsed(kSaebenchV1Crosscoders), parsed(kSaebenchV1EndToEnd)};
+  static const std::vector<Json> kBlobs{parsed(kSaebenchV1),
+                                        parsed(kSaebenchV1Gates),
+                                        parsed(kSaebenchV1Transcoders),
+                                        parsed(kSaebenchV1Crosscoders),
+                                        parsed(kSaebenchV1EndToEnd),
+                                        parsed(kSaebenchV1BatchTopKCrosscoders),
+                                        parsed(kSaebenchV1JumpReluTranscoders)};
   return kBlobs;
 }
 

@@ -19,19 +19,22 @@ struct Word {
 };
 template <class Enum>
 Word(Enum, std::string_view) -> Word<Enum>;  // clang 14 deduces no aggregates
-constexpr std::array kArchitectureWords{Word{Architecture::kStandard, "standard"},
-                                        Word{Architecture::kStandardBricken, "standard_bricken"},
-                                        Word{Architecture::kTopK, "topk"},
-                                        Word{Architecture::kBatchTopK, "batchtopk"},
-                                        Word{Architecture::kPAnneal, "p_anneal"},
-                                        Word{Architecture::kGated, "gated"},
-                                        Word{Architecture::kJumpRelu, "jumprelu"},
-                                        Word{Architecture::kMatryoshka, "matryoshka"},
-                                        Word{Architecture::kGatedPAnneal, "gated_p_anneal"},
-                                        Word{Architecture::kTranscoder, "transcoder"},
-                                        Word{Architecture::kSkipTranscoder, "skip_transcoder"},
-                                        Word{Architecture::kCrosscoder, "crosscoder"},
-                                        Word{Architecture::kEndToEnd, "end_to_end"}};
+constexpr std::array kArchitectureWords{
+    Word{Architecture::kStandard, "standard"},
+    Word{Architecture::kStandardBricken, "standard_bricken"},
+    Word{Architecture::kTopK, "topk"},
+    Word{Architecture::kBatchTopK, "batchtopk"},
+    Word{Architecture::kPAnneal, "p_anneal"},
+    Word{Architecture::kGated, "gated"},
+    Word{Architecture::kJumpRelu, "jumprelu"},
+    Word{Architecture::kMatryoshka, "matryoshka"},
+    Word{Architecture::kGatedPAnneal, "gated_p_anneal"},
+    Word{Architecture::kTranscoder, "transcoder"},
+    Word{Architecture::kSkipTranscoder, "skip_transcoder"},
+    Word{Architecture::kCrosscoder, "crosscoder"},
+    Word{Architecture::kEndToEnd, "end_to_end"},
+    Word{Architecture::kBatchTopKCrosscoder, "batchtopk_crosscoder"},
+    Word{Architecture::kJumpReluTranscoder, "jumprelu_transcoder"}};
 constexpr std::array kNormalizeWords{Word{Normalize::kNone, "none"},
                                      Word{Normalize::kUnitMeanSquare, "unit_mean_square"},
                                      Word{Normalize::kSqrtD, "sqrt_d"}};
@@ -172,7 +175,7 @@ std::string ModelSpec::identity() const {
 std::string StreamSpec::label() const { return fmt::format("{}", fmt::join(hooks(), "+")); }
 
 Json StreamSpec::hooks_json(Architecture architecture) const {
-  if (architecture == Architecture::kCrosscoder) return {{"hooks", hooks()}};
+  if (is_crosscoder(architecture)) return {{"hooks", hooks()}};
   Json json{{"hook", hook}};
   if (is_transcoder(architecture) && !joined.empty()) json["hook_out"] = joined.front();
   return json;
@@ -293,7 +296,7 @@ Json TrainingSpec::to_json() const {
   if (l1) json["l1"] = *l1;
   if (grad_clip) json["grad_clip"] = *grad_clip;
   // An architecture's own parameters are in the identity of its own trials alone.
-  if (architecture == Architecture::kJumpRelu) {
+  if (is_jumprelu(architecture)) {
     json["sparsity_loss"] = sweeps::to_string(sparsity_loss);
     if (l0_target) json["l0_target"] = *l0_target;
     if (l0_coefficient) json["l0_coefficient"] = *l0_coefficient;
@@ -355,7 +358,7 @@ Result<TrainingSpec> TrainingSpec::from_json(const Json& json) {
   fields.read("anneal_end", spec.anneal_end);
   fields.read("n_sparsity_updates", spec.n_sparsity_updates);
   read_word(fields, "sparsity_function", kSparsityWords, spec.sparsity_function);
-  if (spec.architecture == Architecture::kJumpRelu) {
+  if (is_jumprelu(spec.architecture)) {
     read_word(fields, "sparsity_loss", kSparsityLossWords, spec.sparsity_loss);
     fields.read_optional("l0_target", spec.l0_target);
     fields.read_optional("l0_coefficient", spec.l0_coefficient);

@@ -47,15 +47,24 @@ enum class Architecture : std::uint8_t {
   kSkipTranscoder,
   kCrosscoder,
   kEndToEnd,
+  kBatchTopKCrosscoder,
+  kJumpReluTranscoder,
 };
 // Reads one hook and predicts another.
 constexpr bool is_transcoder(Architecture value) {
-  return value == Architecture::kTranscoder || value == Architecture::kSkipTranscoder;
+  return value == Architecture::kTranscoder || value == Architecture::kSkipTranscoder ||
+         value == Architecture::kJumpReluTranscoder;
+}
+// Reads and reconstructs several hooks.
+constexpr bool is_crosscoder(Architecture value) {
+  return value == Architecture::kCrosscoder || value == Architecture::kBatchTopKCrosscoder;
+}
+// Has thresholds that it learns.
+constexpr bool is_jumprelu(Architecture value) {
+  return value == Architecture::kJumpRelu || value == Architecture::kJumpReluTranscoder;
 }
 // Is trained on the rows of several hooks at once.
-constexpr bool is_joint(Architecture value) {
-  return is_transcoder(value) || value == Architecture::kCrosscoder;
-}
+constexpr bool is_joint(Architecture value) { return is_transcoder(value) || is_crosscoder(value); }
 // Is trained on what the model says after its activations: on whole documents, not on rows.
 constexpr bool is_end_to_end(Architecture value) { return value == Architecture::kEndToEnd; }
 // Can be trained with `device: cuda`.
@@ -71,7 +80,8 @@ enum class SparsityLoss : std::uint8_t { kL0, kL0Target, kTanh };
 
 // As the sweep file spells them: "standard", "standard_bricken", "topk", "batchtopk", "p_anneal",
 // "gated", "jumprelu", "matryoshka", "gated_p_anneal", "transcoder", "skip_transcoder",
-// "crosscoder", "end_to_end"; "none", "unit_mean_square", "sqrt_d"; "full", "window", "none";
+// "crosscoder", "end_to_end", "batchtopk_crosscoder", "jumprelu_transcoder"; "none",
+// "unit_mean_square", "sqrt_d"; "full", "window", "none";
 // "fp32", "bf16"; "linear", "cosine"; "lp", "lp_p"; "l0", "l0_target", "tanh".
 std::string_view to_string(Architecture value);
 std::string_view to_string(Normalize value);

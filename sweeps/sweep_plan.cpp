@@ -271,7 +271,7 @@ class SweepReader {
       check_hook(source_, family.hooks_out[i], *family.hook_out_nodes[i],
                  join_path(family.path, "hook_out"), problems_);
     // One matrix [hooks, d_sae, d_in] holds the decoders of all its hooks.
-    if (family.architecture == Architecture::kCrosscoder && source_.shape)
+    if (is_crosscoder(family.architecture) && source_.shape)
       for (std::size_t i = 1; i < family.hooks.size(); ++i)
         if (const auto width = source_.d_in(family.hooks[i]), first = source_.d_in(family.hooks[0]);
             width != 0 && first != 0 && width != first)

@@ -82,7 +82,7 @@ std::optional<RowState> parse_row_state(std::string_view text) {
 
 std::string_view quality_metric(const LeaderboardRow& row) {
   // A crosscoder's loss recovered is one of each of its hooks.
-  return row.model.empty() || row.arch == "crosscoder" ? "recon.fve" : "core.ce_loss_score";
+  return row.model.empty() || row.arch.ends_with("crosscoder") ? "recon.fve" : "core.ce_loss_score";
 }
 
 const Score* find_score(const LeaderboardRow& row, std::string_view name) {

@@ -147,7 +147,12 @@ class Builder {
     if (reads_documents) group["reads"] = "documents";
     task.set_group(sha256(canonical_json(group)).hex());
     const std::uint64_t d_in = d_in_of(spec.stream);
-    task.set_memory_bytes(sweeps::estimated_training_memory(spec.training, d_in));
+    // A run holds of the model once what each of its members counts; there may be one alone.
+    std::uint64_t memory = sweeps::estimated_training_memory(spec.training, d_in);
+    for (const sweeps::PlannedStream& planned : plan_.streams)
+      if (planned.spec == spec.stream)
+        memory += sweeps::estimated_splice_memory(spec.training, planned);
+    task.set_memory_bytes(memory);
     task.set_directory("trials/" + identity.short_hex());
     task.set_tokens(spec.training.steps() * spec.training.batch);
     if (spec.training.device == "cuda") {

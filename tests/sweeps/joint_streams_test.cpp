@@ -71,6 +71,24 @@ TEST_F(JointStreamsTest, TheRecipeIsThatOfTheirLibraries) {
   EXPECT_EQ(crosscoder.adam_beta1, 0.9);
 }
 
+TEST_F(JointStreamsTest, OtherActivationsHaveTheKeysThatAreTheirs) {
+  const auto first = [&](const std::string& trial) {
+    return plan(joint("[{" + trial + ", d_sae: 16}]")).trials.at(0).spec;
+  };
+  const TrialSpec crosscoder =
+      first("arch: batchtopk_crosscoder, k: 4, hooks: [hook_embed, hook_pos_embed]");
+  EXPECT_EQ(crosscoder.stream.hooks().size(), 2u);
+  EXPECT_EQ(crosscoder.training.k, 4u);
+  EXPECT_EQ(crosscoder.training.threshold_beta, 0.999);
+  EXPECT_EQ(TrialSpec::from_json(crosscoder.to_json()).value(), crosscoder);
+  const TrialSpec transcoder =
+      first("arch: jumprelu_transcoder, l0_target: 4, hook: hook_embed, hook_out: hook_pos_embed");
+  EXPECT_EQ(transcoder.stream.hooks().size(), 2u);
+  EXPECT_EQ(transcoder.training.sparsity_loss, SparsityLoss::kL0Target);
+  EXPECT_EQ(transcoder.training.bandwidth, 0.001);
+  EXPECT_EQ(TrialSpec::from_json(transcoder.to_json()).value(), transcoder);
+}
+
 TEST_F(JointStreamsTest, IdentityIsTheListOfHooksAndSingleStreamsKeepTheirs) {
   const StreamSpec one = plan(sweep()).streams[0].spec;
   EXPECT_FALSE(one.to_json().contains("joined"));
@@ -113,6 +131,12 @@ TEST_F(JointStreamsTest, WhatDoesNotFitIsSaidWithWhatWould) {
            Case{"arch: transcoder, k: 4, threshold_beta: 0.9, hook: hook_embed, hook_out: "
                 "blocks.1.hook_mlp_out",
                 "trials[0].threshold_beta: does not apply to transcoder"},
+           Case{"arch: batchtopk_crosscoder, l1: 0.1, hooks: [hook_embed, hook_pos_embed]",
+                "trials[0].l1: does not apply to batchtopk_crosscoder"},
+           Case{"arch: batchtopk_crosscoder, k: 4, hooks: [hook_embed, blocks.1.mlp.hook_post]",
+                "'blocks.1.mlp.hook_post' is 16 wide and 'hook_embed' 8"},
+           Case{"arch: jumprelu_transcoder, k: 4, hook: hook_embed, hook_out: hook_pos_embed",
+                "trials[0].k: does not apply to jumprelu_transcoder"},
            Case{"arch: crosscoder, l1: 0.1", "trials[0].hooks: is missing; crosscoder needs"},
            Case{"arch: crosscoder, l1: 0.1, hooks: [hook_embed]", "is one hook; two or more"},
            Case{"arch: crosscoder, l1: 0.1, hooks: [hook_embed, hook_embed]",

@@ -47,7 +47,18 @@ bool is_gated(std::string_view architecture) {
 
 // Architectures that select by it once they are trained.
 bool needs_threshold(std::string_view architecture) {
-  return architecture == "batchtopk" || architecture == "matryoshka" || architecture == "jumprelu";
+  return architecture == "batchtopk" || architecture == "matryoshka" ||
+         architecture == "jumprelu" || architecture == "batchtopk_crosscoder" ||
+         architecture == "jumprelu_transcoder";
+}
+
+bool is_crosscoder(std::string_view name) {
+  const auto architecture = sweeps::parse_architecture(name);
+  return architecture && sweeps::is_crosscoder(*architecture);
+}
+bool is_transcoder(std::string_view name) {
+  const auto architecture = sweeps::parse_architecture(name);
+  return architecture && sweeps::is_transcoder(*architecture);
 }
 
 }  // namespace
@@ -94,8 +105,8 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
   sae.name = config["architecture"].get<std::string>();
   sae.apply_b_dec_to_input = config.value("apply_b_dec_to_input", true);
 
-  const bool gated = is_gated(sae.name), crosses = sae.name == "crosscoder";
-  sae.predicts = sae.name == "transcoder" || sae.name == "skip_transcoder";
+  const bool gated = is_gated(sae.name), crosses = is_crosscoder(sae.name);
+  sae.predicts = is_transcoder(sae.name);
   const auto at = safetensors.string();
   const auto* encoder = file.find("W_enc");
   const std::size_t dimensions = crosses ? 3 : 2;
@@ -153,7 +164,7 @@ Result<Sae> load_sae(const std::filesystem::path& safetensors, const Json& confi
     sae.b_dec = sae.b_dec.reshape({-1});
   }
 
-  if (sae.name == "topk" || sae.predicts) {
+  if (sae.name == "topk" || (sae.predicts && !sae.threshold.defined())) {
     const Json parameters = config.value("parameters", Json::object());
     if (!parameters.contains("k") || !parameters["k"].is_number_integer() ||
         parameters["k"].get<std::int64_t>() < 1 || parameters["k"].get<std::int64_t>() > width)
@@ -185,7 +196,7 @@ std::string serialize_sae(const Sae& sae) {
                                      {"b_gate", sae.b_gate},
                                      {"b_mag", sae.b_mag}})
     if (tensor.defined()) tensors[name] = tensor.contiguous();
-  if (sae.name == "crosscoder") {
+  if (is_crosscoder(sae.name)) {
     const std::int64_t d_in = sae.d_in() / sae.sources;
     for (const char* name : {"W_enc", "W_dec"})
       tensors[name] =

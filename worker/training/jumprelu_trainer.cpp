@@ -4,7 +4,8 @@
 //   l0         penalty c * L0                    as that paper
 //   tanh       penalty c * sum tanh(4 f |W_dec|), and a weak pull on what stays below its threshold
 //              (Anthropic, January 2025)
-// The recipe states every reduction.
+// The recipe states every reduction. A jumprelu_transcoder reads x and predicts y, which follows it
+// in a row, in place of x.
 //
 // A step has no slope: thresholds get their gradient from the pre-activations in a window of width
 // `bandwidth` around them. The window is compared in fp32, since bf16 near 1 is coarser than it.
@@ -23,9 +24,9 @@ using sweeps::SparsityLoss;
 
 class JumpReluTrainer final : public DenseTrainer {
  public:
-  JumpReluTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+  JumpReluTrainer(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts,
                   ThreadPool& pool)
-      : DenseTrainer(spec, d_in, norm_factor, pool,
+      : DenseTrainer(spec, parts, pool,
                      spec.sparsity_loss == SparsityLoss::kTanh ? DecoderNorm::kFree
                                                                : DecoderNorm::kUnitEpsilon,
                      1.0F) {
@@ -36,6 +37,9 @@ class JumpReluTrainer final : public DenseTrainer {
   Json config() const override {
     Json json = TrainerBase::config();
     json["apply_b_dec_to_input"] = false;
+    if (!predicts()) return json;
+    json["d_out"] = d_out();
+    json["normalization_factor_out"] = parts_.back().norm_factor;
     return json;
   }
 
@@ -63,12 +67,14 @@ class JumpReluTrainer final : public DenseTrainer {
   };
   // A batch on its way through a pass. What belongs to latents is padded.
   struct Batch {
-    CentredRows read;  // x
-    float pull;        // of tanh
+    CentredRows read;     // x
+    const float* target;  // what is predicted, or x
+    float pull;           // of tanh
     std::vector<float> thresholds, norm_scale, below_weight;
   };
 
   at::Tensor& threshold() { return parameters_.more.at("threshold"); }
+  bool predicts() const { return sweeps::is_transcoder(spec_.architecture); }
   bool is_tanh() const { return spec_.sparsity_loss == SparsityLoss::kTanh; }
   float bandwidth() const { return static_cast<float>(spec_.bandwidth); }
   PassSums pass(const at::Tensor& x) override;
@@ -82,12 +88,13 @@ class JumpReluTrainer final : public DenseTrainer {
   double penalise(const Latents<double>& of);
   void pull_norms(const Latents<double>& of, const at::Tensor& norms);
 
-  void start_from(const Sae& sae) override { threshold().copy_(sae.threshold * norm_factor_); }
-  void finish_sae(Sae& sae) const override {
-    sae.selection = Sae::Selection::kThreshold;
-    sae.apply_b_dec_to_input = false;
-    sae.threshold = folded(parameters_.more.at("threshold"));
+  void draw() override {
+    if (!predicts()) return TrainerBase::draw();
+    draw_directions(parameters_.w_dec, "init.w_dec", d_out(), 1);
+    draw_directions(parameters_.w_enc, "init.w_enc", d_in(), 1);
   }
+  void start_from(const Sae& sae) override { threshold().copy_(sae.threshold * norm_factor_); }
+  void finish_sae(Sae& sae) const override;
 };
 
 std::vector<float> JumpReluTrainer::floors() const {
@@ -106,8 +113,7 @@ std::vector<float> JumpReluTrainer::floors() const {
 
 std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::dense(const Batch& batch_in, const Slabs& z,
                                                               const Slabs& f) {
-  const std::int64_t d = d_in(), width = d_sae(), rows = batch();
-  const float* x = batch_in.read.data;
+  const std::int64_t d = d_out(), width = d_sae(), rows = batch();
   const products::Scratch g(rows * d);  // gradient of the reconstruction
   const PackedDecoder decoder =
       pack_decoder(*pool_, parameters_.w_dec.const_data_ptr<float>(), width, d, numbers_of(spec_));
@@ -118,9 +124,9 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::dense(const Batch& batch
     {
       const products::Scratch error(count * d);
       decode_tile(decoder.forth, f, first, count, error.data());
-      sum.decoded = finish_tile(parameters_.b_dec.const_data_ptr<float>(), x + first * d,
-                                static_cast<float>(2.0 / static_cast<double>(rows)), count, d,
-                                error.data(), gradient);
+      sum.decoded = finish_tile(
+          parameters_.b_dec.const_data_ptr<float>(), batch_in.target + first * d,
+          static_cast<float>(2.0 / static_cast<double>(rows)), count, d, error.data(), gradient);
     }
     sum.latents = Latents<float>(batch_in.thresholds.size());
     Latents<float>& of = sum.latents;
@@ -151,8 +157,7 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::dense(const Batch& batch
 
 std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::sparse(const Batch& batch_in,
                                                                SparseCodes& codes) {
-  const std::int64_t d = d_in(), rows = batch();
-  const float* x = batch_in.read.data;
+  const std::int64_t d = d_out(), rows = batch();
   std::vector<float> z(codes.entries.size());
   for (std::size_t i = 0; i < z.size(); ++i) {
     kernels::Code& code = codes.entries[i];
@@ -163,13 +168,13 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::sparse(const Batch& batc
                         parameters_.b_dec.const_data_ptr<float>(), d};
   const products::Scratch error(rows * d);
   std::vector<float> d_codes(codes.entries.size());
-  SlicedRows g_and_x(rows, d);
+  SlicedRows g_and_x(rows, d, d_in());
   std::vector<TileSums> sums(static_cast<std::size_t>(tiles()));
   for_tiles([&](std::int64_t first, std::int64_t count, std::int64_t index) {
     TileSums& sum = sums[static_cast<std::size_t>(index)];
-    sum.decoded =
-        decode_rows(codes, decoder, x, x, static_cast<float>(2.0 / static_cast<double>(rows)),
-                    first, count, error.data(), d_codes, &g_and_x);
+    sum.decoded = decode_rows(codes, decoder, batch_in.target, batch_in.read.data,
+                              static_cast<float>(2.0 / static_cast<double>(rows)), first, count,
+                              error.data(), d_codes, &g_and_x);
     sum.latents = Latents<float>(batch_in.thresholds.size());
     Latents<float>& of = sum.latents;
     for (std::int64_t at = codes.begin(first); at < codes.begin(first + count); ++at) {
@@ -202,7 +207,9 @@ std::vector<JumpReluTrainer::TileSums> JumpReluTrainer::sparse(const Batch& batc
   return sums;
 }
 
-PassSums JumpReluTrainer::pass(const at::Tensor& x) {
+PassSums JumpReluTrainer::pass(const at::Tensor& row_values) {
+  const at::Tensor x = predicts() ? row_values.narrow(1, 0, d_in()).contiguous() : row_values;
+  const at::Tensor y = predicts() ? row_values.narrow(1, d_in(), d_out()).contiguous() : row_values;
   const auto latents = static_cast<std::size_t>(d_sae());
   const double inverse_rows = 1.0 / static_cast<double>(batch());
   constexpr float kSilent = -std::numeric_limits<float>::infinity();
@@ -211,6 +218,7 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
   };
   Batch batch_in{
       .read = rows_of_batch(x.const_data_ptr<float>()),
+      .target = y.const_data_ptr<float>(),
       .pull = static_cast<float>(*spec_.l0_coefficient * sparsity_scale() * inverse_rows),
       .thresholds = padded(threshold(), kSilent),
       .norm_scale = {},
@@ -272,7 +280,7 @@ PassSums JumpReluTrainer::pass(const at::Tensor& x) {
   store(decoded.g_columns, gradients_.b_dec);
   result.reconstruction = decoded.squared_error * inverse_rows;
   result.l0 = active * inverse_rows;
-  result.fve = variance_explained(x, decoded.squared_error);
+  result.fve = variance_explained(y, decoded.squared_error);
   next_silence_ = advance_silence(fired);
   return result;
 }
@@ -327,17 +335,33 @@ void JumpReluTrainer::pull_norms(const Latents<double>& of, const at::Tensor& no
       if (!(norm[latent] > 0)) continue;
       const double pull = of_slope * of.slopes[i] + of_excess * of.excesses[i];
       kernels::axpy(static_cast<float>(pull / norm[latent]),
-                    parameters_.w_dec.const_data_ptr<float>() + latent * d_in(),
-                    gradients_.w_dec.mutable_data_ptr<float>() + latent * d_in(), d_in());
+                    parameters_.w_dec.const_data_ptr<float>() + latent * d_out(),
+                    gradients_.w_dec.mutable_data_ptr<float>() + latent * d_out(), d_out());
     }
   });
+}
+
+void JumpReluTrainer::finish_sae(Sae& sae) const {
+  sae.selection = Sae::Selection::kThreshold;
+  sae.apply_b_dec_to_input = false;
+  sae.threshold = folded(parameters_.more.at("threshold"));
+  if (!predicts()) return;
+  // Activations are in units of what is read, and become those of what is predicted.
+  sae.predicts = true;
+  const double predicted = parts_.back().norm_factor, ratio = norm_factor_ / predicted;
+  for (at::Tensor* each : {&sae.w_enc, &sae.b_enc, &sae.threshold})
+    *each = (each->to(at::kDouble) * ratio).to(at::kFloat);
+  sae.b_dec = (parameters_.b_dec.to(at::kDouble) / predicted).to(at::kFloat);
 }
 
 }  // namespace
 
 Result<std::unique_ptr<SaeTrainer>> make_jumprelu_trainer(const sweeps::TrainingSpec& spec,
-                                                          std::int64_t d_in, double norm_factor,
+                                                          const std::vector<RowPart>& parts,
                                                           ThreadPool& pool) {
+  if (sweeps::is_transcoder(spec.architecture) && !spec.init_path.empty())
+    return fail(ErrorCode::kInvalidArgument, "init does not apply to {}",
+                to_string(spec.architecture));
   if (!spec.l0_coefficient || !(spec.bandwidth > 0) ||
       (spec.sparsity_loss == SparsityLoss::kL0Target && !spec.l0_target))
     return fail(
@@ -345,7 +369,7 @@ Result<std::unique_ptr<SaeTrainer>> make_jumprelu_trainer(const sweeps::Training
         "jumprelu with sparsity_loss {}: l0_coefficient{} and a bandwidth above 0 are needed",
         sweeps::to_string(spec.sparsity_loss),
         spec.sparsity_loss == SparsityLoss::kL0Target ? ", l0_target" : "");
-  auto trainer = std::make_unique<JumpReluTrainer>(spec, d_in, norm_factor, pool);
+  auto trainer = std::make_unique<JumpReluTrainer>(spec, parts, pool);
   SAE_TRY_VOID(trainer->initialise());
   return trainer;
 }

@@ -22,7 +22,7 @@ class MatryoshkaTrainer final : public TopKTrainer {
  public:
   MatryoshkaTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
                     ThreadPool& pool)
-      : TopKTrainer(spec, d_in, norm_factor, pool) {
+      : TopKTrainer(spec, {{d_in, norm_factor}}, pool) {
     std::int64_t end = 0;
     for (const std::uint64_t size : spec.group_sizes())
       group_end_.push_back(end += static_cast<std::int64_t>(size));

@@ -266,37 +266,14 @@ void ReluTrainer::draw() {
 
 Json ReluTrainer::config() const {
   Json json = TrainerBase::config();
-  if (!crosses()) return json;
-  json["apply_b_dec_to_input"] = false;
-  json["d_in"] = part_width();
-  json.erase("normalization_factor");
-  for (const RowPart& part : parts_) json["normalization_factors"].push_back(part.norm_factor);
+  if (crosses()) describe_parts(json);
   return json;
 }
 
 void ReluTrainer::finish_sae(Sae& sae) const {
   sae.selection = Sae::Selection::kRelu;
   if (!crosses()) return;
-  // Each hook's rows were multiplied with its own factor; then a latent's norms over all hooks are
-  // scaled to sum to 1, so that activations are in units of what they write.
-  sae.apply_b_dec_to_input = false;
-  sae.sources = static_cast<std::int64_t>(parts_.size());
-  at::Tensor w_enc = parameters_.w_enc.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);
-  at::Tensor w_dec = parameters_.w_dec.to(at::kDouble, false, true);
-  at::Tensor b_dec = parameters_.b_dec.to(at::kDouble, false, true);
-  for (std::int64_t part = 0; part < sae.sources; ++part) {
-    const double factor = parts_[static_cast<std::size_t>(part)].norm_factor;
-    const std::int64_t column = part * part_width();
-    w_enc.narrow(1, column, part_width()).mul_(factor);
-    w_dec.narrow(1, column, part_width()).div_(factor);
-    b_dec.narrow(0, column, part_width()).div_(factor);
-  }
-  const at::Tensor sums = w_dec.view({d_sae(), -1, part_width()}).square().sum(2).sqrt().sum(1);
-  const at::Tensor norms = at::where(sums.gt(0), sums, at::ones_like(sums));
-  sae.w_enc = (w_enc * norms.unsqueeze(1)).to(at::kFloat);
-  sae.b_enc = (parameters_.b_enc.to(at::kDouble) * norms).to(at::kFloat);
-  sae.w_dec = (w_dec / norms.unsqueeze(1)).to(at::kFloat);
-  sae.b_dec = b_dec.to(at::kFloat);
+  fold_parts(sae);
 }
 
 }  // namespace

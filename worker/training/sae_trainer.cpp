@@ -20,7 +20,7 @@ Result<void> check_parts(const sweeps::TrainingSpec& spec, const std::vector<Row
                 sweeps::is_transcoder(spec.architecture) ? "2"
                 : joint                                  ? "2 or more"
                                                          : "1");
-  if (spec.architecture == sweeps::Architecture::kCrosscoder)
+  if (sweeps::is_crosscoder(spec.architecture))
     for (const RowPart& part : parts)
       if (part.width != parts.front().width)
         return fail(ErrorCode::kInvalidArgument, "a crosscoder of hooks {} and {} wide",
@@ -42,7 +42,8 @@ Result<std::unique_ptr<SaeTrainer>> create_here(const sweeps::TrainingSpec& spec
     switch (spec.architecture) {
       case sweeps::Architecture::kTopK:
       case sweeps::Architecture::kBatchTopK:
-        return make_topk_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kBatchTopKCrosscoder:
+        return make_topk_trainer(spec, parts, pool);
       case sweeps::Architecture::kStandard:
       case sweeps::Architecture::kStandardBricken:
       case sweeps::Architecture::kPAnneal:
@@ -55,7 +56,8 @@ Result<std::unique_ptr<SaeTrainer>> create_here(const sweeps::TrainingSpec& spec
       case sweeps::Architecture::kGatedPAnneal:
         return make_gated_trainer(spec, d_in, norm_factor, pool);
       case sweeps::Architecture::kJumpRelu:
-        return make_jumprelu_trainer(spec, d_in, norm_factor, pool);
+      case sweeps::Architecture::kJumpReluTranscoder:
+        return make_jumprelu_trainer(spec, parts, pool);
       case sweeps::Architecture::kEndToEnd:
         return make_end_to_end_trainer(spec, parts.front(), *model, pool);
       case sweeps::Architecture::kMatryoshka:

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "worker/training/kernels.h"
@@ -11,11 +12,25 @@ namespace saesweep::worker {
 
 using kernels::Code;
 
-TopKTrainer::TopKTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+TopKTrainer::TopKTrainer(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts,
                          ThreadPool& pool)
-    : SparseTrainer(spec, {{d_in, norm_factor}}, pool, DecoderNorm::kUnitEpsilon, 1.0F),
+    : SparseTrainer(spec, parts, pool, DecoderNorm::kUnitEpsilon, 1.0F),
       over_batch_(spec.architecture != sweeps::Architecture::kTopK),
       k_(static_cast<std::int64_t>(spec.k.value_or(1))) {}
+
+products::Scratch TopKTrainer::read_of(const at::Tensor& x) const {
+  if (!crosses()) return centred(x);
+  products::Scratch rows(x.numel());
+  std::copy_n(x.const_data_ptr<float>(), x.numel(), rows.data());
+  return rows;
+}
+
+void TopKTrainer::draw() {
+  if (!crosses()) return TrainerBase::draw();
+  draw_directions(parameters_.w_dec, "init.w_dec", parts_.front().width,
+                  1 / std::sqrt(static_cast<double>(parts_.size())));
+  parameters_.w_enc.copy_(parameters_.w_dec);
+}
 
 double TopKTrainer::smallest_selected(const SparseCodes& codes) const {
   constexpr float kNone = std::numeric_limits<float>::infinity();
@@ -65,7 +80,7 @@ TopKTrainer::Decoded TopKTrainer::decode(const SparseCodes& codes, const float* 
 PassSums TopKTrainer::pass(const at::Tensor& x) {
   const std::int64_t rows = batch();
   const double inverse_rows = 1.0 / static_cast<double>(rows);
-  const products::Scratch read = centred(x);
+  const products::Scratch read = read_of(x);
   SparseCodes codes;
   PassSums result;
   {
@@ -88,8 +103,8 @@ PassSums TopKTrainer::pass(const at::Tensor& x) {
   result.in_place = decoded.in_place;
   result.fve = variance_explained(x, decoded.sums.squared_error);
   if (spec_.aux_k_weight > 0) result.auxiliary = auxiliary(read.data(), error.data());
-  // The encoder subtracts b_dec.
-  subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), decoded.sums.g_columns);
+  if (!crosses())  // the encoder subtracts b_dec
+    subtract_through_encoder(gradients_.b_enc.const_data_ptr<float>(), decoded.sums.g_columns);
   store(decoded.sums.g_columns, gradients_.b_dec);
   return result;
 }
@@ -98,7 +113,7 @@ bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
   if (!needs_threshold() || held_out.size(0) == 0) return false;
   // The next after the k * rows largest activations of all held-out rows.
   const std::int64_t rows = held_out.size(0);
-  const products::Scratch read = centred(held_out.contiguous());
+  const products::Scratch read = read_of(held_out.contiguous());
   // Strictly above the threshold are then k * rows values (fewer where values repeat).
   const auto wanted = static_cast<std::size_t>(k_ * rows);
   SelectionHints hints;
@@ -115,6 +130,7 @@ bool TopKTrainer::calibrate_threshold(const at::Tensor& held_out) {
 Json TopKTrainer::config() const {
   Json json = TrainerBase::config();
   json["threshold_calibrated"] = calibrated_;
+  if (crosses()) describe_parts(json);
   if (!over_batch_ && threshold_ >= 0) json["threshold"] = threshold_ / norm_factor_;
   return json;
 }
@@ -134,16 +150,23 @@ void TopKTrainer::finish_sae(Sae& sae) const {
     return;
   }
   sae.selection = Sae::Selection::kThreshold;
+  if (crosses()) {
+    sae.threshold = (fold_parts(sae) * std::max(threshold_, 0.0)).to(at::kFloat);
+    return;
+  }
   sae.threshold = at::full({d_sae()}, std::max(threshold_, 0.0) / norm_factor_, at::kFloat);
 }
 
 Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
-                                                      std::int64_t d_in, double norm_factor,
+                                                      const std::vector<RowPart>& parts,
                                                       ThreadPool& pool) {
   if (!spec.k || *spec.k < 1 || *spec.k > spec.d_sae)
     return fail(ErrorCode::kInvalidArgument, "k is {}; 1 to d_sae = {} would be right",
                 spec.k.value_or(0), spec.d_sae);
-  auto trainer = std::make_unique<TopKTrainer>(spec, d_in, norm_factor, pool);
+  if (sweeps::is_crosscoder(spec.architecture) && !spec.init_path.empty())
+    return fail(ErrorCode::kInvalidArgument, "init does not apply to {}",
+                to_string(spec.architecture));
+  auto trainer = std::make_unique<TopKTrainer>(spec, parts, pool);
   SAE_TRY_VOID(trainer->initialise());
   return trainer;
 }

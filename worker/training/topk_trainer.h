@@ -1,7 +1,8 @@
 // The TopK family: only the largest activations are kept, of each row (topk) or of the whole batch
 // (batchtopk, matryoshka), and latents that have long been silent learn to explain what is left
 // (AuxK). A threshold stands for the selection over a batch at inference.
-// As dictionary_learning trains them (Gao et al. 2024; Bussmann et al. 2024).
+// As dictionary_learning trains them (Gao et al. 2024; Bussmann et al. 2024). A BatchTopK
+// crosscoder is one of its hooks side by side that does not subtract b_dec.
 //
 // Only kept activations are stored, decoded and differentiated: nothing of size [batch, d_sae] is
 // ever in memory.
@@ -17,7 +18,7 @@ namespace saesweep::worker {
 
 class TopKTrainer : public SparseTrainer {
  public:
-  TopKTrainer(const sweeps::TrainingSpec& spec, std::int64_t d_in, double norm_factor,
+  TopKTrainer(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts,
               ThreadPool& pool);
 
   bool calibrate_threshold(const at::Tensor& held_out) override;
@@ -29,8 +30,8 @@ class TopKTrainer : public SparseTrainer {
     DecodeSums sums;
     std::optional<double> in_place = {};  // see PassSums
   };
-  // x: [batch, d_in]; read: x - b_dec; error: [batch, d_in], gets x_hat - x. Fills the gradients of
-  // W_dec, W_enc and b_enc.
+  // x: [batch, d_in]; read: what the encoder reads; error: [batch, d_in], gets x_hat - x. Fills the
+  // gradients of W_dec, W_enc and b_enc.
   virtual Decoded decode(const SparseCodes& codes, const float* x, const float* read, float* error);
 
  private:
@@ -39,6 +40,10 @@ class TopKTrainer : public SparseTrainer {
   void note(const StepFindings& found) override { move_threshold(found.smallest_kept); }
   // The moving average of the smallest activation that is kept.
   void move_threshold(double smallest);
+  bool crosses() const { return sweeps::is_crosscoder(spec_.architecture); }
+  // What the encoder reads of rows: x - b_dec, of crosscoders a copy of x.
+  products::Scratch read_of(const at::Tensor& x) const;
+  void draw() override;
   void before_first_step(const at::Tensor& x) override {
     parameters_.b_dec.copy_(geometric_median(x));
   }

@@ -110,6 +110,12 @@ class TrainerBase : public SaeTrainer {
   // A parameter of its own kind, 0 at first; Adam moves it and checkpoints hold it. To be called in
   // constructors.
   void add_parameter(const std::string& name, at::IntArrayRef shape);
+  // Of an SAE that reads and reconstructs all parts: each part's own factor folded in, then a
+  // latent's norms over all parts scaled to sum to 1, so that activations are in units of what they
+  // write. Returns what activations were multiplied with, [d_sae] in double.
+  at::Tensor fold_parts(Sae& sae) const;
+  // What config.json says of it.
+  void describe_parts(Json& config) const;
   // A value of each latent in units of its activation, as raw rows and folded decoders need it.
   at::Tensor folded(const at::Tensor& of_latents) const;
 
@@ -225,13 +231,13 @@ Result<std::unique_ptr<SaeTrainer>> make_end_to_end_trainer(const sweeps::Traini
                                                             const RowPart& part,
                                                             SplicedModel& model, ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_topk_trainer(const sweeps::TrainingSpec& spec,
-                                                      std::int64_t d_in, double norm_factor,
+                                                      const std::vector<RowPart>& parts,
                                                       ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_gated_trainer(const sweeps::TrainingSpec& spec,
                                                        std::int64_t d_in, double norm_factor,
                                                        ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_jumprelu_trainer(const sweeps::TrainingSpec& spec,
-                                                          std::int64_t d_in, double norm_factor,
+                                                          const std::vector<RowPart>& parts,
                                                           ThreadPool& pool);
 Result<std::unique_ptr<SaeTrainer>> make_matryoshka_trainer(const sweeps::TrainingSpec& spec,
                                                             std::int64_t d_in, double norm_factor,

@@ -227,6 +227,36 @@ Sae TrainerBase::sae() const {
   return sae;
 }
 
+at::Tensor TrainerBase::fold_parts(Sae& sae) const {
+  sae.apply_b_dec_to_input = false;
+  sae.sources = std::ssize(parts_);
+  const std::int64_t width = parts_.front().width;
+  at::Tensor w_enc = parameters_.w_enc.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true);
+  at::Tensor w_dec = parameters_.w_dec.to(at::kDouble, false, true);
+  at::Tensor b_dec = parameters_.b_dec.to(at::kDouble, false, true);
+  for (std::int64_t part = 0; part < sae.sources; ++part) {
+    const double factor = parts_[static_cast<std::size_t>(part)].norm_factor;
+    const std::int64_t column = part * width;
+    w_enc.narrow(1, column, width).mul_(factor);
+    w_dec.narrow(1, column, width).div_(factor);
+    b_dec.narrow(0, column, width).div_(factor);
+  }
+  const at::Tensor sums = w_dec.view({d_sae(), -1, width}).square().sum(2).sqrt().sum(1);
+  const at::Tensor norms = at::where(sums.gt(0), sums, at::ones_like(sums));
+  sae.w_enc = (w_enc * norms.unsqueeze(1)).to(at::kFloat);
+  sae.b_enc = (parameters_.b_enc.to(at::kDouble) * norms).to(at::kFloat);
+  sae.w_dec = (w_dec / norms.unsqueeze(1)).to(at::kFloat);
+  sae.b_dec = b_dec.to(at::kFloat);
+  return norms;
+}
+
+void TrainerBase::describe_parts(Json& config) const {
+  config["apply_b_dec_to_input"] = false;
+  config["d_in"] = parts_.front().width;
+  config.erase("normalization_factor");
+  for (const RowPart& part : parts_) config["normalization_factors"].push_back(part.norm_factor);
+}
+
 Json TrainerBase::config() const {
   Json parameters = spec_.to_json();
   for (const char* key : {"architecture", "recipe", "init_path", "device", "eval_every"})

@@ -19,7 +19,7 @@ const scoreOf = (row, key) => {
 };
 const valueOf = (row, key) => scoreOf(row, key)?.value ?? null;
 const isTrial = (row) => row.baseline === null;
-const qualityOf = (row) => (row.model === null || row.arch === "crosscoder" ? METRICS.fve : METRICS.loss);
+const qualityOf = (row) => (row.model === null || row.arch?.endsWith("crosscoder") ? METRICS.fve : METRICS.loss);
 
 // The knob that sets how sparse a trial is: "k=16".
 function sparsityOf(row) {

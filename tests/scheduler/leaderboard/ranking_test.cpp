@@ -73,7 +73,7 @@ TEST(Ranking, OnlyTrialsThatAreDoneAndScoredAreOnTheFront) {
 TEST(Ranking, TheQualityOfACrosscoderIsTheVarianceExplained) {
   auto sparse = trial("a", 10, .8), dense = trial("b", 20, .7);
   for (auto* row : {&sparse, &dense}) {
-    row->arch = "crosscoder";
+    row->arch = row == &sparse ? "crosscoder" : "batchtopk_crosscoder";
     row->scores.erase("core.ce_loss_score");
   }
   sparse.scores["recon.fve"].value = .8;

@@ -206,6 +206,24 @@ TEST(Gradients, OfACrosscoderAreThoseOfConcatenatedHooksWithANormEach) {
   EXPECT_GT(joint.sparsity, 1.2 * single.sparsity);
 }
 
+TEST(Gradients, OfABatchTopKCrosscoderAreThoseOfAutograd) {
+  TrainingSpec spec = spec_of(Architecture::kBatchTopKCrosscoder);
+  expect_gradients(spec, "batchtopk_crosscoder");
+  spec.k = 1;
+  spec.dead_after_tokens = kRows;
+  spec.aux_k_weight = 5;
+  expect_gradients(spec, "batchtopk_crosscoder and the dead");
+}
+
+TEST(Gradients, OfAJumpReluTranscoderAreThoseOfAutograd) {
+  for (const auto loss :
+       {sweeps::SparsityLoss::kL0, sweeps::SparsityLoss::kL0Target, sweeps::SparsityLoss::kTanh}) {
+    TrainingSpec spec = jumprelu_spec(loss, kWidth, kRows, 100);
+    spec.architecture = Architecture::kJumpReluTranscoder;
+    expect_gradients(spec, "jumprelu_transcoder " + std::string(to_string(loss)));
+  }
+}
+
 // Central differences of the dense formulas, with what is held still held still.
 TEST(Gradients, AreTheSlopesOfTheLoss) {
   ThreadPool pool(1);

@@ -150,6 +150,74 @@ TEST(Crosscoder, BeginsWithRowsOfEqualNormOnEveryHookAndTheEncoderTheSame) {
   EXPECT_EQ(of.b_enc.abs().max().item<float>() + of.b_dec.abs().max().item<float>(), 0);
 }
 
+// What its encoder reads apart.
+TEST(BatchTopKCrosscoder, OfOneHookWithoutABiasIsBatchTopK) {
+  ThreadPool pool(2);
+  constexpr std::int64_t d = 12;
+  const auto crosscoder = make(spec_of(Architecture::kBatchTopKCrosscoder), {{d}}, pool);
+  const auto batchtopk = make(spec_of(Architecture::kBatchTopK), {{d}}, pool);
+  for (const auto* each : {&crosscoder, &batchtopk}) displace(inside(**each).parameters());
+  const at::Tensor x = some_rows(d);
+  const PassSums got = inside(*crosscoder).pass_for_test(x);
+  const PassSums want = inside(*batchtopk).pass_for_test(x);
+  EXPECT_DOUBLE_EQ(got.loss(), want.loss());
+  const SaeTensors &a = inside(*crosscoder).gradients(), &b = inside(*batchtopk).gradients();
+  EXPECT_TRUE(same_bytes(a.w_enc, b.w_enc));
+  EXPECT_TRUE(same_bytes(a.w_dec, b.w_dec));
+  EXPECT_GT(distance(a.b_dec, b.b_dec), 1e-6) << "nothing comes back through the encoder";
+}
+
+TEST(BatchTopKCrosscoder, KeepsDecodersOfUnitNormOverAllHooks) {
+  ThreadPool pool(1);
+  const auto trainer = make(spec_of(Architecture::kBatchTopKCrosscoder), {{4}, {4}, {4}}, pool);
+  const SaeTensors& of = inside(*trainer).parameters();
+  EXPECT_TRUE(same_bytes(of.w_enc, of.w_dec));
+  EXPECT_LT(distance(of.w_dec.view({kWidth, 3, 4}).norm(2, {2}),
+                     at::full({kWidth, 3}, 1 / std::sqrt(3.0))),
+            1e-6);
+  train(*trainer, some_rows(12), 5);
+  EXPECT_LT(distance(of.w_dec.norm(2, {1}), at::ones({kWidth})), 1e-5);
+}
+
+// Of y = x it is JumpReLU.
+TEST(JumpReluTranscoder, ThatPredictsWhatItReadsIsJumpRelu) {
+  ThreadPool pool(2);
+  constexpr std::int64_t d = 12;
+  const auto sae = make(spec_of(Architecture::kJumpRelu), {{d}}, pool);
+  const auto transcoder = make(spec_of(Architecture::kJumpReluTranscoder), {{d}, {d}}, pool);
+  for (const auto* each : {&sae, &transcoder}) displace(inside(**each).parameters());
+  const at::Tensor x = some_rows(d);
+  const PassSums want = inside(*sae).pass_for_test(x);
+  const PassSums got = inside(*transcoder).pass_for_test(at::cat({x, x}, 1));
+  EXPECT_DOUBLE_EQ(got.loss(), want.loss());
+  EXPECT_DOUBLE_EQ(got.fve, want.fve);
+  const SaeTensors &a = inside(*transcoder).gradients(), &b = inside(*sae).gradients();
+  EXPECT_TRUE(same_bytes(a.w_enc, b.w_enc));
+  EXPECT_TRUE(same_bytes(a.w_dec, b.w_dec));
+  EXPECT_TRUE(same_bytes(a.more.at("threshold"), b.more.at("threshold")));
+}
+
+// Few active, so that only what is there is decoded, and many: of widths that differ.
+TEST(JumpReluTranscoder, HasTheGradientsOfAutogradWhateverTheTwoWidths) {
+  ThreadPool pool(2);
+  for (const float bias : {0.0F, -1.5F})
+    for (const auto& [d_in, d_out] : {std::pair{5, 40}, std::pair{40, 5}, std::pair{16, 33}}) {
+      const TrainingSpec spec = spec_of(Architecture::kJumpReluTranscoder);
+      const auto trainer = make(spec, {{d_in}, {d_out}}, pool);
+      displace(inside(*trainer).parameters());
+      inside(*trainer).parameters().b_enc.add_(bias);
+      const at::Tensor rows = some_rows(d_in + d_out);
+      const Reference want = reference(spec, inside(*trainer).parameters(), rows);
+      for (int round = 0; round < 2; ++round) {
+        const PassSums sums = inside(*trainer).pass_for_test(rows);
+        EXPECT_NEAR(sums.loss(), want.loss, 1e-5 * want.loss);
+        const Named got = named_parameters(inside(*trainer).gradients());
+        for (const auto& [name, gradient] : want.gradients)
+          EXPECT_LT(relative_distance(got.at(name), gradient), 1e-4) << name << " " << d_in;
+      }
+    }
+}
+
 // Each hook is shrunk as if it were alone.
 TEST(Crosscoder, ShrinksWhatItWritesToEachHookByHalfTheCoefficient) {
   ThreadPool pool(1);
@@ -178,8 +246,10 @@ TEST(JointDictionary, HasTheFactorOfEachHookFoldedIn) {
   saesweep::test::TempDir folder;
   const double first = 0.37, second = 2.5;
   for (const auto architecture :
-       {Architecture::kTranscoder, Architecture::kSkipTranscoder, Architecture::kCrosscoder}) {
+       {Architecture::kTranscoder, Architecture::kSkipTranscoder, Architecture::kCrosscoder,
+        Architecture::kBatchTopKCrosscoder, Architecture::kJumpReluTranscoder}) {
     TrainingSpec spec = spec_of(architecture);
+    spec.threshold_start_step = 2;
     const bool predicts = is_transcoder(architecture);
     const std::int64_t d = predicts ? 7 : 6, rest = 12 - d;
     const auto trainer = make(spec, {{d, first}, {rest, second}}, pool);
@@ -191,7 +261,20 @@ TEST(JointDictionary, HasTheFactorOfEachHookFoldedIn) {
     const SaeTensors& of = inside(*trainer).parameters();
     const at::Tensor read = predicts ? x.narrow(1, 0, d) : x;
     at::Tensor f = at::addmm(of.b_enc, read, of.w_enc.t()).clamp_min(0);
-    if (predicts) f = f * keep(f, static_cast<std::int64_t>(*spec.k));
+    if (predicts && spec.k) f = f * keep(f, static_cast<std::int64_t>(*spec.k));
+    if (of.more.contains("threshold")) f = f * f.gt(of.more.at("threshold"));
+    if (architecture == Architecture::kBatchTopKCrosscoder) {
+      // One threshold of all latents, which are in units of what they write.
+      const Sae own = trainer->sae();
+      at::Tensor written = of.w_dec.clone();
+      written.narrow(1, 0, d).div_(first);
+      written.narrow(1, d, rest).div_(second);
+      const at::Tensor norms = written.view({kWidth, 2, 6}).norm(2, {2}).sum(1);
+      const at::Tensor thresholds = own.threshold / norms;
+      EXPECT_GT(thresholds[0].item<float>(), 0);
+      EXPECT_LT(relative_distance(thresholds, thresholds[0].expand_as(thresholds)), 1e-5);
+      f = f * f.gt(thresholds[0]);
+    }
     at::Tensor want = at::addmm(of.b_dec, f, of.w_dec);
     if (of.more.contains("W_skip")) want = want + at::mm(read, of.more.at("W_skip").t());
     if (!predicts) want.narrow(1, 0, d).div_(first);

@@ -63,8 +63,11 @@ inline Forward gated_forward(const TrainingSpec& spec, const Named& p, const Nam
 }
 
 inline Forward jumprelu_forward(const TrainingSpec& spec, const Named& p, const Named& held,
-                                const at::Tensor& x) {
+                                const at::Tensor& row) {
   using sweeps::SparsityLoss;
+  const at::Tensor x = row.narrow(1, 0, p.at("W_enc").size(1));
+  const std::int64_t d_out = p.at("W_dec").size(1);
+  const at::Tensor y = row.narrow(1, row.size(1) - d_out, d_out);
   const double bandwidth = spec.bandwidth;
   const at::Tensor z = at::addmm(p.at("b_enc"), x, p.at("W_enc").t());
   const at::Tensor& threshold = p.at("threshold");
@@ -85,7 +88,7 @@ inline Forward jumprelu_forward(const TrainingSpec& spec, const Named& p, const 
     penalty = *spec.l0_coefficient * (spec.tanh_scale * f * norms).tanh().sum(1).mean() +
               spec.pre_act_weight * ((threshold - z).relu() * norms).sum(1).mean();
   }
-  return {squared(x - at::addmm(p.at("b_dec"), f, p.at("W_dec"))) + penalty, f.detach()};
+  return {squared(y - at::addmm(p.at("b_dec"), f, p.at("W_dec"))) + penalty, f.detach()};
 }
 
 // The dead, who are silent in this batch, reconstruct the residual.
@@ -102,8 +105,8 @@ inline at::Tensor auxiliary_loss(const TrainingSpec& spec, const Named& p, const
 
 inline Forward topk_forward(const TrainingSpec& spec, const Named& p, const at::Tensor& x) {
   const auto k = static_cast<std::int64_t>(*spec.k);
-  const at::Tensor f =
-      at::addmm(p.at("b_enc"), x - p.at("b_dec"), p.at("W_enc").t()).relu();  // [rows, d_sae]
+  const at::Tensor read = sweeps::is_crosscoder(spec.architecture) ? x : x - p.at("b_dec");
+  const at::Tensor f = at::addmm(p.at("b_enc"), read, p.at("W_enc").t()).relu();  // [rows, d_sae]
   const at::Tensor kept = spec.architecture == Architecture::kTopK
                               ? keep(f, k)
                               : keep(f.flatten(), std::min(k * x.size(0), f.numel())).view_as(f);
@@ -168,10 +171,12 @@ inline Forward forward(const TrainingSpec& spec, const Named& parameters, const 
     case Architecture::kGatedPAnneal:
       return gated_forward(spec, parameters, held, x);
     case Architecture::kJumpRelu:
+    case Architecture::kJumpReluTranscoder:
       return jumprelu_forward(spec, parameters, held, x);
     case Architecture::kTopK:
     case Architecture::kBatchTopK:
     case Architecture::kMatryoshka:
+    case Architecture::kBatchTopKCrosscoder:
       return topk_forward(spec, parameters, x);
     case Architecture::kTranscoder:
     case Architecture::kSkipTranscoder:

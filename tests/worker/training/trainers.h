@@ -27,13 +27,19 @@ inline const std::vector<Architecture> kSingleArchitectures = {
 inline const std::vector<Architecture> kAllArchitectures = [] {
   std::vector<Architecture> all = kSingleArchitectures;
   all.insert(all.end(),
-             {Architecture::kTranscoder, Architecture::kSkipTranscoder, Architecture::kCrosscoder});
+             {Architecture::kTranscoder, Architecture::kSkipTranscoder, Architecture::kCrosscoder,
+              Architecture::kBatchTopKCrosscoder, Architecture::kJumpReluTranscoder});
   return all;
 }();
 
 inline bool of_topk_family(Architecture architecture) {
   return architecture == Architecture::kTopK || architecture == Architecture::kBatchTopK ||
-         architecture == Architecture::kMatryoshka;
+         architecture == Architecture::kMatryoshka ||
+         architecture == Architecture::kBatchTopKCrosscoder;
+}
+inline bool has_k(Architecture architecture) {
+  return of_topk_family(architecture) || architecture == Architecture::kTranscoder ||
+         architecture == Architecture::kSkipTranscoder;
 }
 inline bool is_gated(Architecture architecture) {
   return architecture == Architecture::kGated || architecture == Architecture::kGatedPAnneal;
@@ -62,13 +68,13 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
   spec.tokens = batch * steps;
   spec.lr = 1e-3;
   spec.decay_start = steps;
-  if (of_topk_family(architecture) || is_transcoder(architecture)) {
+  if (has_k(architecture)) {
     spec.k = 4;
     if (!is_transcoder(architecture)) spec.grad_clip = 1.0;
     spec.dead_after_tokens = 10'000'000;
     spec.threshold_beta = 0.999;
     spec.aux_k_weight = 1.0 / 32;
-  } else if (architecture == Architecture::kJumpRelu) {
+  } else if (sweeps::is_jumprelu(architecture)) {
     spec.l0_target = 5;
     spec.l0_coefficient = 0.2;
     spec.bandwidth = 0.1;
@@ -80,7 +86,7 @@ inline TrainingSpec make_spec(Architecture architecture, std::uint64_t d_sae, st
   if (architecture == Architecture::kMatryoshka) spec.group_fractions = {0.1, 0.2, 0.7};
   if (architecture == Architecture::kStandard || architecture == Architecture::kCrosscoder)
     spec.grad_clip = 1.0;
-  if (architecture == Architecture::kJumpRelu || is_gated(architecture)) spec.adam_beta1 = 0;
+  if (sweeps::is_jumprelu(architecture) || is_gated(architecture)) spec.adam_beta1 = 0;
   if (is_annealed(architecture)) {
     spec.anneal_start = steps / 3;
     spec.anneal_end = steps;
@@ -95,7 +101,7 @@ inline TrainingSpec lively_spec(Architecture architecture, std::uint64_t batch,
   TrainingSpec spec = make_spec(architecture, 150, batch, steps);
   spec.warmup_steps = steps / 8;
   spec.decay_start = steps * 3 / 4;
-  if (of_topk_family(architecture) || is_transcoder(architecture)) {
+  if (has_k(architecture)) {
     spec.k = 2;
     spec.dead_after_tokens = 2 * batch;
     spec.threshold_start_step = 2;
