@@ -163,7 +163,7 @@ std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in)
     of_latents = spec.batch * (spec.d_sae * kFloat + spec.d_sae / 8 + kept * (kCode + kTouch));
   } else {
     // Activations and their gradient; of gates the same; pre-activations.
-    const bool jumps = spec.architecture == Architecture::kJumpRelu;
+    const bool jumps = is_jumprelu(spec.architecture);
     of_latents = spec.batch * spec.d_sae *
                  (2 * value + (is_gated(spec) ? value + kFloat : 0) + (jumps ? kFloat : 0));
   }

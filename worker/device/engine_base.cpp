@@ -123,6 +123,14 @@ Result<DenseRows> EngineBase::read_rows(const Rows& x, const float* bias) {
   return read;
 }
 
+Result<EngineBase::Target> EngineBase::target(const Rows& x) {
+  if (!predicts()) return Target{x.values, x.width, x.count, x.variance};
+  SAE_TRY(auto* const variance, session_.scratch<double>("variance of what is predicted", 1));
+  const float* const values = x.values + d_in_;
+  SAE_TRY_VOID(session_.variance(values, x.count, d_out_, x.width, variance));
+  return Target{values, x.width, x.count, variance};
+}
+
 Result<void> EngineBase::encode(const DenseRows& read, std::int64_t count, float* z) {
   SAE_TRY(auto* const w_enc, operand(own_->w_enc(), latents_ * d_in_, "W_enc"));
   return multiply(operand(read), w_enc, z, {count, latents_, d_in_}, Lies::kRightTransposed);
@@ -135,21 +143,22 @@ Result<void> EngineBase::multiply(const void* left, const void* right, float* ou
                            rounds()});
 }
 
-Result<EngineBase::Decoded> EngineBase::reconstruct(const DenseRows& f, const Rows& x,
+Result<EngineBase::Decoded> EngineBase::reconstruct(const DenseRows& f, const Target& x,
                                                     const void* w_dec, const std::string& of) {
   SAE_TRY(const DenseRows g, rows("gradient of the reconstruction" + of, x.count, d_out_));
   SAE_TRY(auto* const squares, session_.scratch<double>("squared errors" + of, x.count));
   SAE_TRY_VOID(
       multiply(operand(f), w_dec, g.values, {x.count, d_out_, latents_}, Lies::kNotTransposed));
   const auto factor = static_cast<float>(2.0 / static_cast<double>(x.count));
-  SAE_TRY_VOID(device_.launch(ErrorRow{g, own_->b_dec(), x.values, factor, squares}, x.count));
+  SAE_TRY_VOID(
+      device_.launch(ErrorRow{g, own_->b_dec(), x.values, x.stride, factor, squares}, x.count));
   SAE_TRY(const DenseRows back, rows("gradient of the activations" + of, x.count, latents_));
   SAE_TRY_VOID(multiply(operand(g), w_dec, back.values, {x.count, latents_, d_out_},
                         Lies::kRightTransposed));
   return Decoded{g, back, squares};
 }
 
-SumDense EngineBase::sum_dense(const Rows& x, const Decoded& decoded,
+SumDense EngineBase::sum_dense(const Target& x, const Decoded& decoded,
                                const std::int32_t* active) const {
   SumDense sum{};
   sum.rows = x.count;
@@ -205,6 +214,15 @@ Result<void> EngineBase::advance_silence(const std::uint8_t* fired, std::int64_t
   return device_.launch(AdvanceSilence{fired, own_->silence(), own_->next_silence(), latents_,
                                        count, dead_after, dead},
                         blocks_of(latents_, AdvanceSilence::kThreads));
+}
+
+Parameters::Shape shape_of(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts) {
+  const auto latents = static_cast<std::int64_t>(spec.d_sae);
+  if (sweeps::is_transcoder(spec.architecture))
+    return {latents, parts.front().width, parts.back().width};
+  std::int64_t d = 0;
+  for (const RowPart& part : parts) d += part.width;
+  return {latents, d, d};
 }
 
 }  // namespace saesweep::worker::device

@@ -64,6 +64,15 @@ class EngineBase : public StepEngine {
   // What the encoder reads of rows of the stream: their first d_in values, less `bias` if there is
   // one.
   Result<DenseRows> read_rows(const Rows& x, const float* bias);
+  // Reads the first values of a row and predicts the others.
+  bool predicts() const { return sweeps::is_transcoder(spec_.architecture); }
+  // What is reconstructed or predicted: d_out values of each row, `stride` apart; their variance.
+  struct Target {
+    const float* values;
+    std::int64_t stride, count;
+    const double* variance;
+  };
+  Result<Target> target(const Rows& x);
   // The encoder's product with them, without its bias.
   Result<void> encode(const DenseRows& read, std::int64_t count, float* z);
   // out [rows, columns], summed over `depth`.
@@ -78,10 +87,10 @@ class EngineBase : public StepEngine {
     DenseRows g, back;
     const double* squares;
   };
-  Result<Decoded> reconstruct(const DenseRows& f, const Rows& x, const void* w_dec,
+  Result<Decoded> reconstruct(const DenseRows& f, const Target& x, const void* w_dec,
                               const std::string& of);
   // What a pass over all activations found, as far as all have it in common.
-  SumDense sum_dense(const Rows& x, const Decoded& decoded, const std::int32_t* active) const;
+  SumDense sum_dense(const Target& x, const Decoded& decoded, const std::int32_t* active) const;
   // dL/dW_dec = f^T g, dL/dW_enc = back^T read.
   Result<void> weight_gradients(const DenseRows& f, const DenseRows& g, const DenseRows& back,
                                 const DenseRows& read, std::int64_t count);
@@ -123,6 +132,9 @@ class EngineBase : public StepEngine {
   Graph graph_;
   bool takes_notes_ = true;  // false: the device refused to
 };
+
+// Of an SAE on rows of these parts.
+Parameters::Shape shape_of(const sweeps::TrainingSpec& spec, const std::vector<RowPart>& parts);
 
 Result<std::unique_ptr<StepEngine>> make_sparse_engine(Session& session,
                                                        const sweeps::TrainingSpec& spec,

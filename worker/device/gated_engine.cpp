@@ -35,10 +35,11 @@ Result<void> GatedEngine::pass(const Rows& x, const Form& form, std::uint8_t* fi
       GatedRow{gates, f, own_->b_enc(), b_mag(), r_mag(), active, fired, &own_->sums()->not_finite},
       count));
 
-  SAE_TRY(const Decoded gated, reconstruct(gates, x, w_dec, ", of gates"));
-  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  SAE_TRY(const Target wanted, target(x));
+  SAE_TRY(const Decoded gated, reconstruct(gates, wanted, w_dec, ", of gates"));
+  SAE_TRY(const Decoded decoded, reconstruct(f, wanted, w_dec, ""));
   const auto& [g, back, squares] = decoded;
-  SumDense sum = sum_dense(x, decoded, active);
+  SumDense sum = sum_dense(wanted, decoded, active);
   sum.row_auxiliary = gated.squares;
   if (form.bends) {
     SAE_TRY(const Bent bent, bend(gated.back, gates.values, count));
@@ -74,9 +75,10 @@ Result<void> GatedEngine::pass(const Rows& x, const Form& form, std::uint8_t* fi
 Result<std::unique_ptr<StepEngine>> make_gated_engine(Session& session,
                                                       const sweeps::TrainingSpec& spec,
                                                       const std::vector<RowPart>& parts) {
-  const std::int64_t d = parts.front().width, latents = static_cast<std::int64_t>(spec.d_sae);
-  SAE_TRY(auto parameters, Parameters::allocate(session, {latents, d, d},
-                                                {{"b_mag", 1, latents}, {"r_mag", 1, latents}}));
+  const Parameters::Shape shape = shape_of(spec, parts);
+  SAE_TRY(auto parameters,
+          Parameters::allocate(session, shape,
+                               {{"b_mag", 1, shape.latents}, {"r_mag", 1, shape.latents}}));
   return std::make_unique<GatedEngine>(session, spec, std::move(parameters));
 }
 

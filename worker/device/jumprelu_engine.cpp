@@ -1,4 +1,4 @@
-// jumprelu (worker/training/jumprelu_trainer.cpp is the same on the CPU).
+// jumprelu and jumprelu_transcoder (worker/training/jumprelu_trainer.cpp is the same on the CPU).
 #include <ATen/core/Tensor.h>
 
 #include <utility>
@@ -37,7 +37,8 @@ Result<void> JumpReluEngine::pass(const Rows& x, const Form&, std::uint8_t* fire
       JumpRow{z, f, own_->b_enc(), own_->more(0), active, fired, &own_->sums()->not_finite},
       count));
 
-  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  SAE_TRY(const Target wanted, target(x));
+  SAE_TRY(const Decoded decoded, reconstruct(f, wanted, w_dec, ""));
   const auto& [g, back, squares] = decoded;
   SAE_TRY(auto* const norm, session_.scratch<float>("norms", latents_));
   SAE_TRY(auto* const part_norm, session_.scratch<float>("norms of parts", latents_));
@@ -80,7 +81,7 @@ Result<void> JumpReluEngine::pass(const Rows& x, const Form&, std::uint8_t* fire
   penalise.bandwidth = spec_.bandwidth;
   penalise.row_squares = squares;
   penalise.active = active;
-  penalise.variance = x.variance;
+  penalise.variance = wanted.variance;
   penalise.threshold_gradient = own_->more_gradient(0);
   penalise.b_enc_gradient = own_->b_enc_gradient();
   penalise.sums = own_->sums();
@@ -100,9 +101,8 @@ Result<void> JumpReluEngine::pass(const Rows& x, const Form&, std::uint8_t* fire
 Result<std::unique_ptr<StepEngine>> make_jumprelu_engine(Session& session,
                                                          const sweeps::TrainingSpec& spec,
                                                          const std::vector<RowPart>& parts) {
-  const std::int64_t d = parts.front().width, latents = static_cast<std::int64_t>(spec.d_sae);
-  SAE_TRY(auto parameters,
-          Parameters::allocate(session, {latents, d, d}, {{"threshold", 1, latents}}));
+  const Parameters::Shape shape = shape_of(spec, parts);
+  SAE_TRY(auto parameters, Parameters::allocate(session, shape, {{"threshold", 1, shape.latents}}));
   return std::make_unique<JumpReluEngine>(session, spec, std::move(parameters));
 }
 

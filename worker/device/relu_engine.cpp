@@ -41,9 +41,10 @@ Result<void> ReluEngine::pass(const Rows& x, const Form& form, std::uint8_t* fir
   SAE_TRY_VOID(
       device_.launch(ReluRow{f, own_->b_enc(), active, fired, &own_->sums()->not_finite}, count));
 
-  SAE_TRY(const Decoded decoded, reconstruct(f, x, w_dec, ""));
+  SAE_TRY(const Target wanted, target(x));
+  SAE_TRY(const Decoded decoded, reconstruct(f, wanted, w_dec, ""));
   const auto& [g, back, squares] = decoded;
-  SumDense sum = sum_dense(x, decoded, active);
+  SumDense sum = sum_dense(wanted, decoded, active);
   SAE_TRY(auto* const norm, session_.scratch<float>("norms", latents_));
   SAE_TRY(auto* const part_norm, session_.scratch<float>("norms of parts", latents_ * norms_));
   if (form.bends) {
@@ -81,10 +82,7 @@ Result<void> ReluEngine::pass(const Rows& x, const Form& form, std::uint8_t* fir
 Result<std::unique_ptr<StepEngine>> make_relu_engine(Session& session,
                                                      const sweeps::TrainingSpec& spec,
                                                      const std::vector<RowPart>& parts) {
-  std::int64_t d = 0;
-  for (const RowPart& part : parts) d += part.width;
-  SAE_TRY(auto parameters,
-          Parameters::allocate(session, {static_cast<std::int64_t>(spec.d_sae), d, d}));
+  SAE_TRY(auto parameters, Parameters::allocate(session, shape_of(spec, parts)));
   return std::make_unique<ReluEngine>(session, spec, static_cast<std::int64_t>(parts.size()),
                                       std::move(parameters));
 }

@@ -16,16 +16,11 @@ Result<std::unique_ptr<StepEngine>> Session::make(const sweeps::TrainingSpec& sp
                 "{} is not trained on a GPU; train.device: cpu would "
                 "be right",
                 to_string(spec.architecture));
+  if (spec.k) return make_sparse_engine(*this, spec, parts);
+  if (sweeps::is_jumprelu(spec.architecture)) return make_jumprelu_engine(*this, spec, parts);
   using enum sweeps::Architecture;
-  switch (spec.architecture) {
-    case kGated:
-    case kGatedPAnneal:
-      return make_gated_engine(*this, spec, parts);
-    case kJumpRelu:
-      return make_jumprelu_engine(*this, spec, parts);
-    default:
-      return spec.k ? make_sparse_engine(*this, spec, parts) : make_relu_engine(*this, spec, parts);
-  }
+  const bool is_gated = spec.architecture == kGated || spec.architecture == kGatedPAnneal;
+  return is_gated ? make_gated_engine(*this, spec, parts) : make_relu_engine(*this, spec, parts);
 }
 
 Result<std::size_t> Findings::take() {

@@ -33,8 +33,7 @@ class SparseEngine final : public EngineBase {
   }
 
  private:
-  // Reads the first values of a row and predicts the others.
-  bool predicts() const { return sweeps::is_transcoder(spec_.architecture); }
+  bool subtracts() const { return !predicts() && !sweeps::is_crosscoder(spec_.architecture); }
   bool skips() const { return spec_.architecture == sweeps::Architecture::kSkipTranscoder; }
   bool over_batch() const {
     return !predicts() && spec_.architecture != sweeps::Architecture::kTopK;
@@ -48,13 +47,6 @@ class SparseEngine final : public EngineBase {
   }
 
   Result<void> pass(const Rows& x, const Form& form, std::uint8_t* fired) override;
-  // What is reconstructed: rows `stride` apart, and their variance.
-  struct Target {
-    const float* values;
-    std::int64_t stride;
-    const double* variance;
-  };
-  Result<Target> target(const Rows& x);
   // What W_skip predicts, and its gradient.
   Result<const float*> skipped(const DenseRows& read, std::int64_t rows);
   Result<void> grade_skip(const float* g, const DenseRows& read, std::int64_t rows);
@@ -124,14 +116,6 @@ Result<void> SparseEngine::gather(const CodeLists& codes, std::int64_t rows, std
       latents_);
 }
 
-Result<SparseEngine::Target> SparseEngine::target(const Rows& x) {
-  if (!predicts()) return Target{x.values, x.width, x.variance};
-  SAE_TRY(auto* const variance, session_.scratch<double>("variance of what is predicted", 1));
-  const float* const values = x.values + d_in_;
-  SAE_TRY_VOID(session_.variance(values, x.count, d_out_, x.width, variance));
-  return Target{values, x.width, variance};
-}
-
 Result<const float*> SparseEngine::skipped(const DenseRows& read, std::int64_t rows) {
   SAE_TRY(auto* const w_skip, operand(own_->more(0), d_out_ * d_in_, "W_skip"));
   SAE_TRY(auto* const out, session_.scratch<float>("what is skipped", rows * d_out_));
@@ -151,7 +135,7 @@ Result<void> SparseEngine::pass(const Rows& x, const Form&, std::uint8_t* fired)
   SAE_TRY(auto* const dead, session_.scratch<std::uint32_t>("dead", 1));
   SAE_TRY_VOID(device_.clear(dead, sizeof *dead));
 
-  SAE_TRY(const DenseRows reads, read_rows(x, predicts() ? nullptr : own_->b_dec()));
+  SAE_TRY(const DenseRows reads, read_rows(x, subtracts() ? own_->b_dec() : nullptr));
   const float* const read = reads.values;
   SAE_TRY(auto* const z, session_.scratch<float>("pre-activations", rows * latents_));
   SAE_TRY_VOID(encode(reads, rows, z));
@@ -237,7 +221,7 @@ Result<void> SparseEngine::pass(const Rows& x, const Form&, std::uint8_t* fired)
   }
   SAE_TRY_VOID(device_.launch(sum, 1));
   // b_dec is in every prefix.
-  return grade_b_dec(g, rows, groups_ * d_out_, predicts() ? nullptr : own_->b_enc_gradient());
+  return grade_b_dec(g, rows, groups_ * d_out_, subtracts() ? own_->b_enc_gradient() : nullptr);
 }
 
 }  // namespace
@@ -245,13 +229,11 @@ Result<void> SparseEngine::pass(const Rows& x, const Form&, std::uint8_t* fired)
 Result<std::unique_ptr<StepEngine>> make_sparse_engine(Session& session,
                                                        const sweeps::TrainingSpec& spec,
                                                        const std::vector<RowPart>& parts) {
-  const std::int64_t d_in = parts.front().width, d_out = parts.back().width;
+  const Parameters::Shape shape = shape_of(spec, parts);
   std::vector<Parameters::More> more;
   if (spec.architecture == sweeps::Architecture::kSkipTranscoder)
-    more.push_back({"W_skip", d_out, d_in});
-  SAE_TRY(auto parameters,
-          Parameters::allocate(session, {static_cast<std::int64_t>(spec.d_sae), d_in, d_out},
-                               std::move(more)));
+    more.push_back({"W_skip", shape.d_out, shape.d_in});
+  SAE_TRY(auto parameters, Parameters::allocate(session, shape, std::move(more)));
   std::vector<std::int64_t> group_end;
   std::int64_t end = 0;
   for (const std::uint64_t size : spec.group_sizes())

@@ -138,7 +138,7 @@ TEST_F(OnDevice, TrainsAsOnTheCpu) {
     }
     expect_near(*there, *here, 2e-5);
     // Latents fell silent and learned from the residual, so that all of this was tried.
-    if (of_topk_family(architecture) || is_transcoder(architecture)) {
+    if (has_k(architecture)) {
       EXPECT_GT(here->summary()["dead_fraction"], 0.0);
     }
   }

@@ -59,7 +59,8 @@ struct ErrorRow {
   };
 
   DenseRows x_hat;
-  const float *b_dec, *x;
+  const float *b_dec, *x;  // x: [rows, stride]
+  std::int64_t stride;
   float factor;
   double* square;  // [rows], of the error
 
@@ -67,7 +68,7 @@ struct ErrorRow {
   SAE_DEVICE void run(Block& block, Shared& shared) const {
     sum_over<kThreads>(block, shared.squares, x_hat.width, [&](std::int64_t j) {
       const std::int64_t at = block.index * x_hat.width + j;
-      const float error = x_hat.values[at] + b_dec[j] - x[at];
+      const float error = x_hat.values[at] + b_dec[j] - x[block.index * stride + j];
       x_hat.put(at, error * factor);
       return static_cast<double>(error) * error;
     });
