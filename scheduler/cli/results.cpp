@@ -51,7 +51,8 @@ std::string hook_of(const SubjectResult& subject) {
   if (!stream.is_object()) return {};
   std::string hook = word(stream, "hook");
   const Json training = member(subject.spec, "training");
-  const bool predicts = training.is_object() && !word(training, "architecture").ends_with("crosscoder");
+  const bool predicts =
+      training.is_object() && !word(training, "architecture").ends_with("crosscoder");
   if (const Json joined = member(stream, "joined"); joined.is_array())
     for (const Json& each : joined)
       if (each.is_string()) hook += (predicts ? "->" : "+") + each.get<std::string>();

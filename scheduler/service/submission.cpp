@@ -191,7 +191,8 @@ class Builder {
                                         {"spec", *parse_json(subject.spec())}}));
       // What runs the same model over the same documents stays with whom has them loaded.
       const Json json = stream.to_json();
-      const Json group{{"model", stream.model ? stream.model->identity() : ""}, {"data", json["data"]}};
+      const Json group{{"model", stream.model ? stream.model->identity() : ""},
+                       {"data", json["data"]}};
       task.set_group(sha256(canonical_json(group)).hex());
       task.set_memory_bytes(kRowsLoadedAhead * 4 * d_in_of(stream));
       task.set_stream(cache_name_of(stream));

@@ -78,8 +78,8 @@ double flops_per_second(Numbers numbers) {
     for (std::int64_t round = 0; round < kRounds; ++round)
       multiply_chunk(left, 0, right, 0, round > 0, out.data(), kBlockColumns);
     const double seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
-    best = std::max(best,
-                    2.0 * static_cast<double>(rows) * kBlockColumns * static_cast<double>(depth) * kRounds / seconds);
+    best = std::max(best, 2.0 * static_cast<double>(rows) * kBlockColumns *
+                              static_cast<double>(depth) * kRounds / seconds);
   }
   return best;
 }

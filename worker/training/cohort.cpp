@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "core/check.h"
-#include "worker/thrown.h"
 #include "worker/products/scratch.h"
+#include "worker/thrown.h"
 
 namespace saesweep::worker {
 

@@ -8,8 +8,8 @@
 #include <tuple>
 
 #include "tests/worker/training/trainers.h"
-#include "worker/training/kernels.h"
 #include "worker/products/isa.h"
+#include "worker/training/kernels.h"
 #include "worker/training/selection.h"
 
 namespace saesweep::worker::test {

@@ -5,8 +5,8 @@
 #include "core/json.h"
 #include "tests/support/temp_dir.h"
 #include "tests/worker/training/trainers.h"
-#include "worker/training/cohort.h"
 #include "worker/products/isa.h"
+#include "worker/training/cohort.h"
 
 namespace saesweep::worker::test {
 namespace {
