@@ -17,6 +17,7 @@
 #include "core/files.h"
 #include "core/philox.h"
 #include "storage/formats/safetensors.h"
+#include "worker/products/isa.h"
 #include "worker/tensor_bytes.h"
 
 namespace saesweep::worker {
@@ -451,6 +452,9 @@ ForwardResult Transformer::forward(const at::Tensor& tokens, const ForwardReques
 
 void Transformer::prepare(sweeps::Precision precision) {
   precision_ = precision;
+  // Without vector instructions of our own LibTorch's products are the faster ones.
+  if (precision == sweeps::Precision::kFloat32 && products::current_isa() == products::Isa::kPlain)
+    return;
   auto packed = std::make_shared<PackedWeights>(precision == sweeps::Precision::kFloat32
                                                     ? products::Numbers::kFloat
                                                     : products::bf16_numbers());
