@@ -59,7 +59,7 @@ const std::vector<Wall>& walls() {
       {"LibTorch",
        {"ATen/", "torch/", "c10/", "caffe2/"},
        {"worker"},
-       {"worker/agent", "worker/data"}},
+       {"worker/agent", "worker/data", "worker/products"}},
       {"CUDA", {"cuda", "cublas", "cub/"}, {"worker/cuda"}},
       {"MPI", {"mpi.h"}, {"worker/gang"}},
       {"Boost", {"boost/"}, {"scheduler/http"}},

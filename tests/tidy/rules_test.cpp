@@ -169,6 +169,7 @@ TEST(WallTest, ALibraryOutsideItsRoomIsFound) {
                                              {"storage/a.cpp", "<c10/core/Device.h>"},
                                              {"worker/agent/a.cpp", "<ATen/ATen.h>"},
                                              {"worker/data/a.cpp", "\"ATen/ATen.h\""},
+                                             {"worker/products/a.cpp", "<ATen/ATen.h>"},
                                              {"scheduler/a.cpp", "<boost/asio.hpp>"},
                                              {"sweeps/a.cpp", "<CLI/CLI.hpp>"},
                                              {"storage/a.cpp", "<nlohmann/json.hpp>"},
