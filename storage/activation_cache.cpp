@@ -354,6 +354,11 @@ Result<ChunkShape> ActivationCache::get(const Pin& pin, std::uint32_t index,
   return shape;
 }
 
+bool ActivationCache::has(const Pin& pin, std::uint32_t index) const {
+  SAE_CHECK(pin.state_ == state_.get(), "a pin of another cache, or moved from");
+  return state_->read(*pin.stream_, index, nullptr).has_value();
+}
+
 Result<void> ActivationCache::put(const Pin& pin, std::uint32_t index, ChunkShape shape,
                                   std::span<const std::byte> values) {
   SAE_CHECK(pin.state_ == state_.get(), "a pin of another cache, or moved from");

@@ -71,6 +71,9 @@ class ActivationCache {
   // is too small; kUnavailable if the disk fails.
   Result<ChunkShape> get(const Pin& pin, std::uint32_t index, std::span<std::byte> out);
 
+  // Whether get() would find it whole.
+  bool has(const Pin& pin, std::uint32_t index) const;
+
   // values.size() must be shape.bytes(). Never waits for a full disk.
   // Errors: kResourceExhausted if budget or disk are full: go on without; kUnavailable.
   Result<void> put(const Pin& pin, std::uint32_t index, ChunkShape shape,

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <map>
+#include <set>
 
 namespace saesweep::sweeps {
 namespace {
@@ -227,6 +228,12 @@ SweepEstimate estimate(const SweepPlan& plan) {
     if (baseline.spec.name == "random_model")
       train(*baseline.spec.training, *stream_named(baseline.spec.hook));
 
+  // Streams of a family whose chunks are all kept cost the deepest forward pass of them.
+  struct Family {
+    std::uint64_t bytes = 0;
+    double together = 0, apart = 0;  // seconds
+  };
+  std::map<std::string, Family> families;
   std::uint64_t cached = 0;
   const std::uint64_t slots = plan.resources.slots;
   for (const PlannedStream& stream : plan.streams) {
@@ -234,8 +241,12 @@ SweepEstimate estimate(const SweepPlan& plan) {
     const std::uint64_t bytes = stream_bytes(stream);
     cached += bytes;
     const double harvested = bytes <= plan.cache_bytes ? std::min(1.0, per.passes) : per.passes;
-    result.seconds +=
+    const double seconds =
         model_seconds(stream.model_parameters, harvested * static_cast<double>(stream.spec.tokens));
+    Family& family = families[stream.spec.family()];
+    family.bytes += bytes;
+    family.together = std::max(family.together, seconds);
+    family.apart += seconds;
     // All trials of a stream train together if memory allows, else in turns.
     const std::uint64_t idle =
         slots * (kExecutorBytes + 2 * 4 * stream.model_parameters +  // as loaded and as packed
@@ -245,6 +256,8 @@ SweepEstimate estimate(const SweepPlan& plan) {
     result.memory_bytes = std::max(
         result.memory_bytes, std::min(together, std::max(least, plan.resources.memory_bytes)));
   }
+  for (const auto& [name, family] : families)
+    result.seconds += family.bytes <= plan.cache_bytes ? family.together : family.apart;
   result.disk_bytes += std::min(cached, plan.cache_bytes);
 
   // Scores: clean, replaced and ablated passes of the model and one of the dictionary.
@@ -290,6 +303,15 @@ std::vector<std::string> warnings_of(const SweepPlan& plan) {
         fmt::format("activations.cache: {} hold less than the {} of activations; what "
                     "does not fit is computed anew each pass",
                     gibibytes(plan.cache_bytes), gibibytes(cached)));
+  std::map<std::string, std::set<std::string>> families;  // hooks
+  for (const PlannedStream& stream : plan.streams)
+    families[stream.spec.family()].insert(stream.spec.label());
+  for (const auto& [family, hooks] : families)
+    if (!family.empty() && hooks.size() > 1 && plan.cache_bytes == 0)
+      warnings.push_back(
+          fmt::format("activations.cache: without one each of the {} hooks is harvested in forward "
+                      "passes of its own; one of {} or more would hold what one pass yields of all",
+                      hooks.size(), gibibytes(cached)));
   if (largest > plan.resources.memory_bytes)
     warnings.push_back(
         fmt::format("resources.memory: {} are less than the {} or so that the largest "

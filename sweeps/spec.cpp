@@ -211,6 +211,15 @@ Json StreamSpec::cache_json() const {
   return json;
 }
 
+std::string StreamSpec::cache_name() const { return digest_of(cache_json()).hex(); }
+
+std::string StreamSpec::family() const {
+  if (!model) return {};
+  Json json = cache_json();
+  for (const char* own : {"hook", "joined"}) json.erase(own);
+  return digest_of(json).hex();
+}
+
 Result<StreamSpec> StreamSpec::from_json(const Json& json) {
   StreamSpec stream;
   JsonFields fields("stream", json);

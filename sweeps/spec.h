@@ -163,6 +163,10 @@ struct StreamSpec {
   // The key of its chunks in the cache: the identity without what only orders or scales rows after
   // they are stored (tokens, normalize, shuffle_rows).
   Json cache_json() const;
+  std::string cache_name() const;  // its digest, 64 hex digits
+  // The same of what its rows are computed from, whichever hooks they are of: one forward pass of
+  // the model yields rows of all streams of a family. Empty without a model.
+  std::string family() const;
   static Result<StreamSpec> from_json(const Json& json);
 };
 

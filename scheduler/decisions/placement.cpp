@@ -435,6 +435,7 @@ class Placer {
     run.set_memory_bytes(memory_bytes);
     run.set_cache_bytes(sweep.cache_bytes());
     add_chunk_source(room.session, members[0]->spec().stream(), run);
+    add_siblings(room.session, members[0]->spec(), run);
     for (const Task* task : members) {
       auto& one = *granted.add_grants();
       one.set_task(task->spec().id());
@@ -454,6 +455,21 @@ class Placer {
     named.set_stream(stream);
     named.set_endpoint(source->second.chunks_endpoint);
     named.set_server_key(source->second.chunks_key);
+  }
+
+  // But those of which another worker has more, or which it makes.
+  void add_siblings(const std::string& session, const journal::TaskSpec& own, protocol::Run& run) {
+    for (const auto& [stream, demand] : state_.demand_of(own.stream_family())) {
+      if (stream == own.stream()) continue;
+      const auto begun = begun_.find(stream);
+      if (chunk_source_of(state_, session, stream, begun == begun_.end() ? nullptr : &begun->second,
+                          now_) != nullptr)
+        continue;
+      const auto spec = parse_json(demand.one->spec());
+      if (!spec || !spec->contains("stream")) continue;  // no sweep file says such a thing
+      begun_.try_emplace(stream, session);
+      run.add_siblings(canonical_json((*spec)["stream"]));
+    }
   }
 
   protocol::Member to_member(const Task& task) const {

@@ -169,6 +169,13 @@ SweepState::Begun SweepState::begun_of(std::uint64_t run) const {
   return found == begun_.end() ? Begun{} : found->second;
 }
 
+const std::map<std::string, SweepState::Demand>& SweepState::demand_of(
+    const std::string& family) const {
+  static const std::map<std::string, Demand> kNone;
+  const auto found = demand_.find(family);
+  return found == demand_.end() ? kNone : found->second;
+}
+
 const SweepState::Desk& SweepState::desk(const std::string& sweep) const {
   return desks_.at(desk_numbers_.at(sweep));
 }
@@ -213,6 +220,13 @@ void SweepState::unfile(FiledTask& entry) {
     backoffs_.erase({*filed.backoff_until, task.order()});
     filed.backoff_until.reset();
   }
+  if (filed.is_demand) {
+    const auto family = demand_.find(task.spec().stream_family());
+    const auto stream = family->second.find(task.spec().stream());
+    if (--stream->second.tasks == 0) family->second.erase(stream);
+    if (family->second.empty()) demand_.erase(family);
+    filed.is_demand = false;
+  }
 }
 
 void SweepState::file_begun(FiledTask& entry) {
@@ -245,6 +259,13 @@ void SweepState::file(FiledTask& entry) {
     }
   }
   for (const Want& want : filed.wants) file(sweep_of(want));
+  if (!filed.open_at.empty() && task.spec().kind() == protocol::TASK_KIND_TRAIN &&
+      !task.spec().stream_family().empty()) {
+    Demand& demand = demand_[task.spec().stream_family()][task.spec().stream()];
+    ++demand.tasks;
+    if (demand.one == nullptr) demand.one = &task.spec();  // tasks stay where they are
+    filed.is_demand = true;
+  }
   const journal::Sweep* payer =
       is_waiting(task) && task.run() == 0 ? payer_of(filed.wants) : nullptr;
   if (payer == nullptr) {
@@ -333,6 +354,7 @@ void SweepState::settle_indexes() {
   backoffs_.clear();
   waiting_runs_.clear();
   begun_.clear();
+  demand_.clear();
   for (Desk& desk : desks_) {
     desk.ready.clear();
     desk.open = 0;
@@ -443,6 +465,14 @@ std::string SweepState::broken_index() const {
   if (!std::ranges::equal(anew.backoffs_, backoffs_, is_key_same))
     return "the index of backoffs is not what the tasks say";
   if (anew.waiting_runs_ != waiting_runs_) return "the index of runs is not what the runs say";
+  const auto is_demand_same = [&](const auto& a, const auto& b) {
+    return a.first == b.first &&
+           std::ranges::equal(a.second, b.second, [](const auto& one, const auto& other) {
+             return one.first == other.first && one.second.tasks == other.second.tasks;
+           });
+  };
+  if (!std::ranges::equal(anew.demand_, demand_, is_demand_same))
+    return "the demand for streams is not what the tasks say";
   if (anew.begun_ != begun_) return "what runs have begun is not what their tasks say";
   for (const auto& [session, worker] : workers_)
     if (anew.workers_.at(session).runs != worker.runs)

@@ -84,6 +84,7 @@ class SweepState {
     std::optional<std::uint64_t> backoff_until;
     std::uint64_t begun_in = 0;    // run; 0: none
     std::uint64_t begun_hash = 0;  // of its lease there
+    bool is_demand = false;        // counted in demand_of()
     bool operator==(const Filed&) const = default;
   };
   struct FiledTask {
@@ -213,6 +214,13 @@ class SweepState {
     bool operator==(const Begun&) const = default;
   };
   Begun begun_of(std::uint64_t run) const;
+  // By stream, of a family: train tasks that somebody wants and that are not finished, and the spec
+  // of one of them.
+  struct Demand {
+    std::uint64_t tasks = 0;
+    const journal::TaskSpec* one = nullptr;
+  };
+  const std::map<std::string, Demand>& demand_of(const std::string& family) const;
 
   // The first rule that does not hold, in words; empty if all do.
   std::string broken_invariant() const;
@@ -249,7 +257,8 @@ class SweepState {
   std::set<std::string> overdue_;
   Backoffs backoffs_;
   std::set<std::uint64_t> waiting_runs_;
-  std::map<std::uint64_t, Begun> begun_;  // by run
+  std::map<std::uint64_t, Begun> begun_;                         // by run
+  std::map<std::string, std::map<std::string, Demand>> demand_;  // by family and stream
   // Of this incarnation.
   std::map<std::string, TimePoint> passed_over_;
   std::optional<TimePoint> charged_until_;

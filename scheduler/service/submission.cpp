@@ -27,6 +27,7 @@ class Builder {
     // The first file of details that a row finds is that of core.
     std::stable_partition(evaluations_.begin(), evaluations_.end(),
                           [](const EvaluationSpec& each) { return each.kind == "core"; });
+    find_families();
   }
 
   Submission build() {
@@ -65,6 +66,19 @@ class Builder {
   }
 
  private:
+  void find_families() {
+    std::map<std::string, std::set<std::string>> streams;  // by family
+    const auto add = [&](const StreamSpec& stream) {
+      if (const std::string family = stream.family(); !family.empty())
+        streams[family].insert(stream.cache_name());
+    };
+    for (const sweeps::PlannedStream& planned : plan_.streams) add(planned.spec);
+    for (const sweeps::PlannedBaseline& planned : plan_.baselines) add(planned.spec.stream);
+    for (const auto& [family, members] : streams)
+      if (members.size() > 1)
+        for (const std::string& stream : members) families_[stream] = family;
+  }
+
   void add_early_stopping(const sweeps::EarlyStoppingSpec& spec, journal::Sweep& sweep) {
     journal::EarlyStopping& settings = *sweep.mutable_early_stopping();
     const bool is_median = spec.rule == sweeps::StoppingRule::kMedian;
@@ -119,9 +133,10 @@ class Builder {
     return true;
   }
 
-  // As executors name it.
-  static std::string cache_name_of(const StreamSpec& stream) {
-    return sha256(canonical_json(stream.cache_json())).hex();
+  void set_stream(journal::TaskSpec& task, const StreamSpec& stream) const {
+    task.set_stream(stream.cache_name());
+    if (const auto found = families_.find(task.stream()); found != families_.end())
+      task.set_stream_family(found->second);
   }
 
   std::uint64_t d_in_of(const StreamSpec& stream) const {
@@ -159,7 +174,7 @@ class Builder {
       task.set_needs_gpu(true);
       task.set_gpu_memory_bytes(sweeps::estimated_gpu_memory(spec.training, d_in));
     }
-    if (!reads_documents) task.set_stream(cache_name_of(spec.stream));
+    if (!reads_documents) set_stream(task, spec.stream);
     std::string id = task.id();
     add(std::move(task));
     return id;
@@ -195,7 +210,7 @@ class Builder {
                        {"data", json["data"]}};
       task.set_group(sha256(canonical_json(group)).hex());
       task.set_memory_bytes(kRowsLoadedAhead * 4 * d_in_of(stream));
-      task.set_stream(cache_name_of(stream));
+      set_stream(task, stream);
       task.set_needs(subject.train_task());
       subject.add_evaluate_tasks(task.id());
       add(std::move(task));
@@ -206,6 +221,7 @@ class Builder {
   std::vector<EvaluationSpec> evaluations_;
   Submission submission_;
   std::set<std::string> known_;
+  std::map<std::string, std::string> families_;  // of streams with siblings, by cache name
   Brackets brackets_{1};
 };
 

@@ -81,6 +81,30 @@ struct SharedChunks : testing::Test {
   }
 };
 
+TEST_F(SharedChunks, HooksOfOneModelAreHarvestedInOneForwardPassAndNoByteChanges) {
+  std::string sweep = tiny_sweep("80k");
+  sweep.erase(sweep.find("evaluate:"), sweep.find("resources:") - sweep.find("evaluate:"));
+  const std::string hook = "blocks.1.hook_resid_post";
+  sweep.replace(sweep.find(hook), hook.size(),
+                "blocks.0.hook_resid_post, blocks.0.mlp.hook_post, " + hook);
+  scene.write("hooks.yaml", sweep);
+  const Finished apart = scene.run("hooks.yaml", "apart", {"--set", "activations.cache=0"});
+  ASSERT_EQ(apart.exit_code, 0) << apart.err;
+  const auto expected = scene.results("apart");
+
+  serve();
+  const auto one = worker("one");
+  submit_and_wait("hooks.yaml");
+  ASSERT_TRUE(eventually([&] { return counter("saesweep_harvested_tokens_total") > 0; }));
+  const std::uint64_t harvested = settled("saesweep_harvested_tokens_total");
+  EXPECT_GE(harvested, 40'000u);
+  EXPECT_LT(harvested, 80'000u) << "two passes, and there are three hooks";
+  for (const auto& [name, text] : expected)
+    if (name.ends_with("sae.safetensors")) {
+      EXPECT_EQ(scene.results("a").at(name), text) << name;
+    }
+}
+
 TEST_F(SharedChunks, WhatOneWorkerHarvestedAnotherFetchesAndNoByteChanges) {
   // Training alone, so that both workers are free when the second sweep comes: the same stream,
   // other trials.

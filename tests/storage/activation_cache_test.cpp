@@ -72,7 +72,9 @@ TEST_F(ActivationCacheTest, AnAbsentChunkIsNotFound) {
   EXPECT_EQ(code_of(get(cache, pin, 0)), ErrorCode::kNotFound);
   ASSERT_TRUE(put(cache, pin, 0));
   EXPECT_EQ(code_of(get(cache, pin, 1)), ErrorCode::kNotFound);
-  EXPECT_EQ(cache.stats().misses, 2u);
+  EXPECT_TRUE(cache.has(pin, 0));
+  EXPECT_FALSE(cache.has(pin, 1));
+  EXPECT_EQ(cache.stats().misses, 2u) << "who only asks whether it is there misses nothing";
 }
 
 TEST_F(ActivationCacheTest, SecondPutOfAnIndexKeepsTheFirstChunk) {

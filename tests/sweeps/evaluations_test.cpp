@@ -185,6 +185,22 @@ TEST_F(EstimatesTest, MoreWorkCostsMore) {
   EXPECT_GT(with("evaluate=[core: {tokens: 20k}]").seconds, base.seconds);
 }
 
+TEST_F(EstimatesTest, HooksOfOneModelCostTheDeepestForwardPassWhereTheCacheHoldsAll) {
+  const auto with = [&](const char* hooks, const char* cache) {
+    return estimate(plan(sweep("[{arch: topk, d_sae: 64, k: 4}]"),
+                         {.overrides = {std::string("activations.hooks=") + hooks,
+                                        std::string("activations.cache=") + cache}}))
+        .seconds;
+  };
+  const double both = with("[blocks.0.hook_resid_post, blocks.1.hook_resid_post]", "1GiB");
+  const double apart = with("[blocks.0.hook_resid_post, blocks.1.hook_resid_post]", "2MiB");
+  const double shallow = with("[blocks.0.hook_resid_post]", "1GiB");
+  const double deep = with("[blocks.1.hook_resid_post]", "1GiB");
+  ASSERT_LT(shallow, deep);
+  EXPECT_LT(both, apart);
+  EXPECT_LT(both, shallow + deep);
+}
+
 TEST_F(EstimatesTest, ATrainLmJobIsEstimatedToo) {
   const SweepEstimate sum =
       estimate(plan("data: {source: othello, board: 6, games: 2M}\n"
@@ -208,6 +224,12 @@ TEST_F(EstimatesTest, WarningsSayWhatIsProbablyNotMeant) {
   EXPECT_THAT(warning("", "activations.cache=1MiB"),
               HasSubstr("activations.cache: 0.00 GiB hold less"));
   EXPECT_EQ(warning("", "activations.cache=0"), "");
+  const SweepPlan hooks = plan(
+      sweep("[{arch: topk, d_sae: 64, k: 4}]"),
+      {.overrides = {"activations.cache=0",
+                     "activations.hooks=[blocks.0.hook_resid_post, blocks.1.hook_resid_post]"}});
+  EXPECT_THAT(hooks.warnings,
+              ElementsAre(HasSubstr("each of the 2 hooks is harvested in forward")));
   EXPECT_THAT(warning("evaluate: [board: {games: 100}]", "name=x"), HasSubstr("100 games are few"));
   EXPECT_THAT(warning("baselines: [always_on]", "name=x"),
               HasSubstr("always_on has board scores only"));

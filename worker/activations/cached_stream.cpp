@@ -27,17 +27,18 @@ std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harves
 Result<std::uint32_t> bring_chunk(const ChunkPlan& plan, std::uint32_t index, Harvester& harvester,
                                   const FetchChunk& fetch, std::span<std::byte> out,
                                   std::uint64_t least_rows, std::uint64_t& harvested) {
-  const auto harvest = [&](std::span<std::byte> into) -> Result<std::uint32_t> {
-    SAE_TRY(const std::uint32_t rows, harvester.harvest(plan, index, into));
+  const auto harvest = [&](std::span<std::byte> into,
+                           std::span<ChunkOrder> beside) -> Result<std::uint32_t> {
+    SAE_TRY(const std::uint32_t rows, harvester.harvest(plan, index, into, beside));
     harvested += rows;
     return rows;
   };
-  if (!fetch) return harvest(out);
+  if (!fetch) return harvest(out, {});
   SAE_TRY(const std::uint32_t rows, fetch(index, out, harvest));
   if (rows >= least_rows) return rows;
   // What a cache holds is not ours to trust.
   log::warn("stream.short_chunk index={} rows={} needed={}", index, rows, least_rows);
-  return harvest(out);
+  return harvest(out, {});
 }
 
 // The plan of a stream with filters, for which rows of chunks are counted as they come.

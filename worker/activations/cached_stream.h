@@ -16,6 +16,7 @@
 
 #include "core/result.h"
 #include "sweeps/spec.h"
+#include "worker/activations/chunk_order.h"
 #include "worker/activations/chunk_plan.h"
 #include "worker/activations/harvest.h"
 #include "worker/activations/row_stream.h"
@@ -23,10 +24,10 @@
 namespace saesweep::worker {
 
 // Brings chunk `index` into `out` (its rows in the stored dtype) and returns how many rows it has:
-// from a cache, or by calling `harvest` on the bytes. Called by one thread at a time.
+// from a cache, or by calling `harvest` on the bytes, and on those of chunks that are harvested
+// beside it. Called by one thread at a time.
 using FetchChunk = std::function<Result<std::uint32_t>(
-    std::uint32_t index, std::span<std::byte> out,
-    const std::function<Result<std::uint32_t>(std::span<std::byte>)>& harvest)>;
+    std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest)>;
 
 // All but `stop` are called by who opens and reads.
 struct StreamEvents {

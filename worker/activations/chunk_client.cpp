@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 #include <thread>
+#include <vector>
 
 #include "core/files.h"
 #include "core/log.h"
@@ -62,6 +63,7 @@ ChunkClient& ChunkClient::operator=(ChunkClient&& other) noexcept {
   std::swap(memory_bytes_, other.memory_bytes_);
   std::swap(slot_bytes_, other.slot_bytes_);
   std::swap(row_bytes_, other.row_bytes_);
+  std::swap(is_full_, other.is_full_);
   std::swap(last_id_, other.last_id_);
   std::swap(transport_, other.transport_);
   std::swap(options_, other.options_);
@@ -78,7 +80,7 @@ void ChunkClient::close() {
 }
 
 Result<ChunkReply> ChunkClient::ask(ChunkRequest::Verb verb, std::uint32_t index,
-                                    std::uint32_t rows) {
+                                    std::uint32_t rows, std::span<const Beside> beside) {
   ChunkRequest request;
   request.set_id(++last_id_);
   request.set_stream(stream_);
@@ -86,6 +88,11 @@ Result<ChunkReply> ChunkClient::ask(ChunkRequest::Verb verb, std::uint32_t index
   request.set_index(index);
   request.set_slot(kSlot);
   request.set_rows(rows);
+  for (const Beside& each : beside) {
+    auto& named = *request.add_beside();
+    named.set_stream(each.stream->stream_);
+    named.set_index(each.chunk.index);
+  }
   SAE_TRY(ChunkReply reply, transport_(std::move(request)));
   if (reply.id() != last_id_ || reply.status() == ChunkReply::STATUS_UNSPECIFIED) {
     return fail(ErrorCode::kInvalidArgument, "the agent did not understand verb {} of chunk {}",
@@ -95,8 +102,9 @@ Result<ChunkReply> ChunkClient::ask(ChunkRequest::Verb verb, std::uint32_t index
 }
 
 Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byte> out,
-                                         const Harvest& harvest,
-                                         const std::function<bool()>& stop) {
+                                         const HarvestChunk& harvest,
+                                         const std::function<bool()>& stop,
+                                         std::span<const Beside> beside) {
   const TimePoint deadline = options_.now() + options_.patience;
   Duration wait = options_.first_wait;
   for (;;) {
@@ -110,8 +118,17 @@ Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byt
       log::warn("chunks.too_large stream={} index={} rows={}", stream_, index, read.rows());
       return harvest_and_write(index, out, harvest, false);
     }
-    SAE_TRY(const ChunkReply claim, ask(ChunkRequest::CLAIM, index));
-    if (claim.status() == ChunkReply::OK) return harvest_and_write(index, out, harvest, true);
+    // What the cache has no room for is not worth a deeper pass.
+    std::vector<Beside> wanted;
+    for (const Beside& each : beside)
+      if (!each.stream->is_full_) wanted.push_back(each);
+    SAE_TRY(const ChunkReply claim, ask(ChunkRequest::CLAIM, index, 0, wanted));
+    if (claim.status() == ChunkReply::OK) {
+      std::vector<Beside> granted;
+      for (const std::uint32_t position : claim.granted())
+        if (position < wanted.size()) granted.push_back(wanted[position]);
+      return harvest_and_write(index, out, harvest, true, granted);
+    }
     if (stop && stop()) {
       return fail(ErrorCode::kUnavailable, "stopped while waiting for chunk {}", index);
     }
@@ -125,18 +142,39 @@ Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byt
   }
 }
 
+Result<void> ChunkClient::write(std::uint32_t index, std::span<const std::byte> bytes,
+                                std::uint32_t rows) {
+  std::memcpy(memory_ + kSlot * slot_bytes_, bytes.data(), rows * row_bytes_);
+  SAE_TRY(const ChunkReply written, ask(ChunkRequest::WRITE, index, rows));
+  is_full_ = written.status() == ChunkReply::FULL;
+  return {};
+}
+
 Result<std::uint32_t> ChunkClient::harvest_and_write(std::uint32_t index, std::span<std::byte> out,
-                                                     const Harvest& harvest, bool claimed) {
-  auto rows = harvest(out);
-  if (rows && *rows * row_bytes_ <= std::min(slot_bytes_, out.size())) {
-    std::memcpy(memory_ + kSlot * slot_bytes_, out.data(), *rows * row_bytes_);
-    const auto written = ask(ChunkRequest::WRITE, index, *rows);
-    if (!written) return fail(written.error());
-    return rows;
+                                                     const HarvestChunk& harvest, bool claimed,
+                                                     std::span<const Beside> beside) {
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<ChunkOrder> orders;
+  for (const Beside& each : beside) {
+    orders.push_back({each.chunk, bytes.emplace_back(each.stream->slot_bytes_)});
   }
-  // Somebody else may have more luck, now rather than when the claim runs out. If the agent is gone
-  // too, its death is heard elsewhere; what the harvest says comes first.
-  if (claimed) (void)ask(ChunkRequest::RELEASE, index);
+  auto rows = harvest(out, orders);
+  const bool is_whole = rows && *rows * row_bytes_ <= std::min(slot_bytes_, out.size());
+  if (is_whole) {
+    SAE_TRY_VOID(write(index, out, *rows));
+  } else if (claimed) {
+    // Somebody else may have more luck, now rather than when the claim runs out. If the agent is
+    // gone too, its death is heard elsewhere; what the harvest says comes first.
+    (void)ask(ChunkRequest::RELEASE, index);
+  }
+  for (std::size_t i = 0; i < beside.size(); ++i) {
+    ChunkClient& stream = *beside[i].stream;
+    if (rows && orders[i].rows * stream.row_bytes_ <= stream.slot_bytes_) {
+      SAE_TRY_VOID(stream.write(orders[i].chunk.index, bytes[i], orders[i].rows));
+    } else {
+      (void)stream.ask(ChunkRequest::RELEASE, orders[i].chunk.index);
+    }
+  }
   return rows;
 }
 

@@ -1,6 +1,6 @@
 // An executor's side of the activation cache: fetches a chunk through shared memory, or harvests it
-// and hands it in. Several executors that fetch the same chunks harvest each only once. No
-// LibTorch.
+// and hands it in, with chunks of other streams that were harvested beside it. Several executors
+// that fetch the same chunks harvest each only once. No LibTorch.
 //
 // The protocol is described in worker/agent/chunk_service.h.
 #pragma once
@@ -16,6 +16,7 @@
 #include "core/clock.h"
 #include "core/result.h"
 #include "scheduler/protocol/messages.pb.h"
+#include "worker/activations/chunk_order.h"
 
 namespace saesweep::worker {
 
@@ -45,15 +46,20 @@ class ChunkClient {
   ChunkClient& operator=(ChunkClient&& other) noexcept;
   ~ChunkClient();
 
-  // Fills the bytes of a chunk and returns its rows.
-  using Harvest = std::function<Result<std::uint32_t>(std::span<std::byte>)>;
-
+  // A chunk that could be harvested beside another, and who hands it in: this client, or one of
+  // another stream at the same agent.
+  struct Beside {
+    MemberChunk chunk;
+    ChunkClient* stream;
+  };
   // Brings chunk `index` into `out`, which holds a whole chunk, and returns its rows. `harvest` is
-  // called at most once, with `out`. `stop` is asked while waiting for another executor.
+  // called at most once, with `out` and those of `beside` that are missing and nobody else's; what
+  // becomes of them changes nothing here. `stop` is asked while waiting for another executor.
   // A cache that is full or gone never fails this: the chunk is harvested.
   // Errors: those of `harvest` and of the transport; kUnavailable when stopped.
-  Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out, const Harvest& harvest,
-                              const std::function<bool()>& stop = {});
+  Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out,
+                              const HarvestChunk& harvest, const std::function<bool()>& stop = {},
+                              std::span<const Beside> beside = {});
 
   // Lets the agent evict the stream. Nothing is fetched after it. The agent's failures do not
   // matter: it frees everything when the connection ends.
@@ -62,15 +68,19 @@ class ChunkClient {
  private:
   ChunkClient() = default;
   Result<protocol::ChunkReply> ask(protocol::ChunkRequest::Verb verb, std::uint32_t index,
-                                   std::uint32_t rows = 0);
+                                   std::uint32_t rows = 0, std::span<const Beside> beside = {});
   Result<std::uint32_t> harvest_and_write(std::uint32_t index, std::span<std::byte> out,
-                                          const Harvest& harvest, bool claimed);
+                                          const HarvestChunk& harvest, bool claimed,
+                                          std::span<const Beside> beside = {});
+  // Errors: those of the transport.
+  Result<void> write(std::uint32_t index, std::span<const std::byte> bytes, std::uint32_t rows);
 
   std::string stream_;
   std::byte* memory_ = nullptr;
   std::size_t memory_bytes_ = 0;
   std::size_t slot_bytes_ = 0;
   std::size_t row_bytes_ = 0;
+  bool is_full_ = false;  // the cache did not take what was written last
   std::uint64_t last_id_ = 0;
   ChunkTransport transport_;
   ChunkClientOptions options_;

@@ -18,14 +18,19 @@ std::uint64_t power_of_two_within(std::uint64_t unit, std::uint64_t limit) {
 
 }  // namespace
 
+std::uint64_t ChunkPlan::documents_per_chunk(const sweeps::StreamSpec& stream,
+                                             const Documents& documents, std::int64_t d_in) {
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(d_in) * size_of(stream.dtype);
+  return power_of_two_within(documents.max_rows() * row_bytes, sweeps::kChunkBytes);
+}
+
 Result<ChunkPlan> ChunkPlan::make(const sweeps::StreamSpec& stream, const Documents& documents,
                                   std::int64_t d_in, const RowsOfChunk& rows_of) {
   ChunkPlan plan(documents, Permutation(documents.count(), stream.seed, "activations.documents"));
   plan.shuffle_ = stream.shuffle;
   plan.seed_ = stream.seed;
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(d_in) * size_of(stream.dtype);
-  plan.documents_per_chunk_ =
-      power_of_two_within(documents.max_rows() * row_bytes, sweeps::kChunkBytes);
+  plan.documents_per_chunk_ = documents_per_chunk(stream, documents, d_in);
   plan.max_chunk_rows_ = plan.documents_per_chunk_ * documents.max_rows();
   if (stream.tokens == 0) return fail(ErrorCode::kInvalidArgument, "activations.tokens is 0");
 
@@ -62,9 +67,14 @@ Result<ChunkPlan> ChunkPlan::make(const sweeps::StreamSpec& stream, const Docume
 }
 
 std::vector<std::uint64_t> ChunkPlan::documents_of(std::uint32_t chunk) const {
-  std::vector<std::uint64_t> chosen;
   const std::uint64_t first = chunk * documents_per_chunk_;
-  const std::uint64_t last = std::min(documents_->count(), first + documents_per_chunk_);
+  return documents_between(first, first + documents_per_chunk_);
+}
+
+std::vector<std::uint64_t> ChunkPlan::documents_between(std::uint64_t first,
+                                                        std::uint64_t last) const {
+  std::vector<std::uint64_t> chosen;
+  last = std::min(documents_->count(), last);
   for (std::uint64_t position = first; position < last; ++position) {
     const std::uint64_t document = shuffle_ == sweeps::Shuffle::kFull ? order_(position) : position;
     if (!documents_->held_out(document)) chosen.push_back(document);

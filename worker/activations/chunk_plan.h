@@ -30,6 +30,10 @@ class ChunkPlan {
   static Result<ChunkPlan> make(const sweeps::StreamSpec& stream, const Documents& documents,
                                 std::int64_t d_in, const RowsOfChunk& rows_of = {});
 
+  // How many document numbers a chunk takes.
+  static std::uint64_t documents_per_chunk(const sweeps::StreamSpec& stream,
+                                           const Documents& documents, std::int64_t d_in);
+
   std::uint64_t rows() const { return rows_; }  // of one pass
   std::uint32_t chunks() const { return static_cast<std::uint32_t>(chunk_rows_.size()); }
   std::uint64_t max_chunk_rows() const { return max_chunk_rows_; }
@@ -39,6 +43,8 @@ class ChunkPlan {
   double dropped() const { return dropped_; }
   // Training documents of a chunk, in the order of their rows.
   std::vector<std::uint64_t> documents_of(std::uint32_t chunk) const;
+  // Those among permuted document numbers [first, last).
+  std::vector<std::uint64_t> documents_between(std::uint64_t first, std::uint64_t last) const;
 
   // Consecutive rows [first, first + count) of one chunk.
   struct Piece {

@@ -5,16 +5,18 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "core/check.h"
+#include "core/log.h"
 #include "worker/activations/row_filter.h"
 
 namespace saesweep::worker {
 namespace {
 
 // Rounds fp32 values to the stored dtype.
-void store(const float* values, std::size_t count, DType dtype, std::byte* out) {
+void store_values(const float* values, std::size_t count, DType dtype, std::byte* out) {
   if (dtype == DType::kFloat32) {
     std::memcpy(out, values, count * sizeof(float));
     return;
@@ -29,7 +31,7 @@ void store(const float* values, std::size_t count, DType dtype, std::byte* out) 
 std::uint32_t store_rows(const float* values, std::size_t width,
                          const std::vector<std::size_t>& rows, DType dtype, std::byte* out) {
   for (const std::size_t row : rows) {
-    store(values + row * width, width, dtype, out);
+    store_values(values + row * width, width, dtype, out);
     out += width * size_of(dtype);
   }
   return static_cast<std::uint32_t>(rows.size());
@@ -39,35 +41,84 @@ class ModelHarvester final : public Harvester {
  public:
   ModelHarvester(const sweeps::StreamSpec& stream, std::shared_ptr<const Transformer> model,
                  std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool)
-      : hooks_(stream.hooks()),
-        dtype_(stream.dtype),
-        model_(std::move(model)),
-        documents_(std::move(documents)),
-        pool_(&pool),
-        filter_(stream.filters, widths()),
-        filters_(stream.filters.any()) {}
+      : model_(std::move(model)), documents_(std::move(documents)), pool_(&pool) {
+    members_.push_back(member_of(stream));
+  }
 
-  std::int64_t d_in() const override { return width_of(*model_, hooks_); }
-  std::vector<std::int64_t> widths() const override { return widths_of(*model_, hooks_); }
+  // False if the stream cannot be harvested along.
+  bool add_sibling(const sweeps::StreamSpec& stream) {
+    const auto is_known = [this](const std::string& hook) {
+      return bool(model_->check_hook(hook));
+    };
+    if (stream.family() != members_[0].spec.family() ||
+        !std::ranges::all_of(stream.hooks(), is_known))
+      return false;
+    Member member = member_of(stream);
+    if (std::ranges::any_of(members_, [&](const Member& other) {
+          return other.spec.cache_name() == member.spec.cache_name();
+        }))
+      return false;
+    // Chunks of another size are cut into other micro-batches, which changes no byte only if a row
+    // is the same in whichever it lies.
+    if (member.documents_per_chunk != members_[0].documents_per_chunk &&
+        !model_->rows_stand_alone())
+      return false;
+    // Filters by norm may leave fewer rows, and then it needs a few chunks more than these.
+    const auto plan = ChunkPlan::make(
+        stream, *documents_, member.width, [&](const ChunkPlan& grid, std::uint32_t chunk) {
+          std::uint64_t rows = 0;
+          for (const std::uint64_t document : grid.documents_of(chunk))
+            rows += member.filter.rows(*documents_, document);
+          return Result<std::uint64_t>(rows);
+        });
+    if (!plan) return false;
+    member.chunks = plan->chunks();
+    members_.push_back(std::move(member));
+    return true;
+  }
+
+  std::int64_t d_in() const override { return members_[0].width; }
+  std::vector<std::int64_t> widths() const override {
+    return widths_of(*model_, members_[0].hooks);
+  }
   const Documents& documents() const override { return *documents_; }
   std::uint64_t rows(std::uint64_t document) const override {
-    return filter_.rows(*documents_, document);
+    return members_[0].filter.rows(*documents_, document);
   }
-  bool drops_by_norm() const override { return filter_.by_norm(); }
+  bool drops_by_norm() const override { return members_[0].filter.by_norm(); }
+
+  std::vector<Sibling> siblings() const override {
+    std::vector<Sibling> all;
+    for (const Member& member : std::span(members_).subspan(1))
+      all.push_back(
+          {member.spec, member.width, member.documents_per_chunk * documents_->max_rows()});
+    return all;
+  }
+
+  std::vector<MemberChunk> beside(std::uint32_t index) const override {
+    std::uint64_t unit = 0;  // documents: those of the largest chunk
+    for (const Member& member : members_) unit = std::max(unit, member.documents_per_chunk);
+    const std::uint64_t first = index * members_[0].documents_per_chunk / unit * unit;
+    const std::uint64_t last = std::min(first + unit, documents_->count());
+    std::vector<MemberChunk> all;
+    for (std::size_t i = 0; i < members_.size(); ++i) {
+      const std::uint64_t each = members_[i].documents_per_chunk;
+      for (std::uint64_t at = first / each; at * each < last; ++at) {
+        const MemberChunk chunk{i, static_cast<std::uint32_t>(at)};
+        if (at < members_[i].chunks && chunk != MemberChunk{0, index}) all.push_back(chunk);
+      }
+    }
+    return all;
+  }
 
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
-                                std::span<std::byte> out) override {
-    const auto chosen = plan.documents_of(chunk);
+                                std::span<std::byte> out, std::span<ChunkOrder> beside) override {
+    ChunkOrder asked{{0, chunk}, out};
+    std::vector<ChunkOrder*> orders{&asked};
+    for (ChunkOrder& order : beside) orders.push_back(&order);
     try {
-      const at::Tensor rows = activations_of(*model_, hooks_, *documents_, chosen, *pool_);
-      const auto count = static_cast<std::size_t>(rows.numel());
-      SAE_CHECK(count * size_of(dtype_) <= out.size(), "chunk {} has {} values", chunk, count);
-      const float* values = rows.const_data_ptr<float>();
-      if (filters_)
-        return store_rows(values, static_cast<std::size_t>(rows.size(1)),
-                          filter_.kept(*documents_, chosen, values), dtype_, out.data());
-      store(values, count, dtype_, out.data());
-      return static_cast<std::uint32_t>(rows.size(0));
+      fill(plan, orders);
+      return asked.rows;
     } catch (const c10::Error& error) {
       // Names and shapes were checked before; what is left to go wrong is an allocation, which on a
       // CPU is no c10::OutOfMemoryError.
@@ -79,13 +130,79 @@ class ModelHarvester final : public Harvester {
   }
 
  private:
-  std::vector<std::string> hooks_;
-  DType dtype_;
+  struct Member {
+    sweeps::StreamSpec spec;
+    std::vector<std::string> hooks;
+    std::int64_t width = 0;
+    RowFilter filter;
+    std::uint64_t documents_per_chunk = 0;
+    std::uint64_t chunks = ~std::uint64_t{0};  // that it needs; of the stream itself: all there are
+  };
+  Member member_of(const sweeps::StreamSpec& spec) const {
+    const std::vector<std::string> hooks = spec.hooks();
+    const std::int64_t width = width_of(*model_, hooks);
+    return {.spec = spec,
+            .hooks = hooks,
+            .width = width,
+            .filter = RowFilter(spec.filters, widths_of(*model_, hooks)),
+            .documents_per_chunk = ChunkPlan::documents_per_chunk(spec, *documents_, width)};
+  }
+
+  void fill(const ChunkPlan& plan, std::span<ChunkOrder* const> orders) const {
+    // All documents of the orders, and whose columns a row has, one member after another.
+    std::uint64_t first = ~std::uint64_t{0}, last = 0;
+    std::vector<std::string> hooks;
+    std::vector<std::optional<std::int64_t>> columns(members_.size());
+    std::int64_t width = 0;
+    for (const ChunkOrder* order : orders) {
+      const Member& member = members_[order->chunk.member];
+      const std::uint64_t begin = order->chunk.index * member.documents_per_chunk;
+      first = std::min(first, begin);
+      last = std::max(last, begin + member.documents_per_chunk);
+      if (columns[order->chunk.member]) continue;
+      columns[order->chunk.member] = width;
+      width += member.width;
+      hooks.insert(hooks.end(), member.hooks.begin(), member.hooks.end());
+    }
+    const at::Tensor rows =
+        activations_of(*model_, hooks, *documents_, plan.documents_between(first, last), *pool_);
+    for (ChunkOrder* order : orders) {
+      const Member& member = members_[order->chunk.member];
+      const std::uint64_t begin = order->chunk.index * member.documents_per_chunk;
+      const auto chosen = plan.documents_between(begin, begin + member.documents_per_chunk);
+      const std::int64_t before = rows_of(plan.documents_between(first, begin));
+      const at::Tensor own = rows.narrow(0, before, rows_of(chosen))
+                                 .narrow(1, *columns[order->chunk.member], member.width)
+                                 .contiguous();
+      order->rows = store(member, chosen, own, order->out);
+    }
+  }
+
+  std::int64_t rows_of(std::span<const std::uint64_t> chosen) const {
+    std::int64_t rows = 0;
+    for (const std::uint64_t document : chosen)
+      rows += static_cast<std::int64_t>(documents_->rows(document));
+    return rows;
+  }
+
+  std::uint32_t store(const Member& member, std::span<const std::uint64_t> chosen,
+                      const at::Tensor& rows, std::span<std::byte> out) const {
+    const DType dtype = member.spec.dtype;
+    const auto count = static_cast<std::size_t>(rows.numel());
+    SAE_CHECK(count * size_of(dtype) <= out.size(), "a chunk of {} has {} values",
+              member.spec.label(), count);
+    const float* values = rows.const_data_ptr<float>();
+    if (member.spec.filters.any())
+      return store_rows(values, static_cast<std::size_t>(member.width),
+                        member.filter.kept(*documents_, chosen, values), dtype, out.data());
+    store_values(values, count, dtype, out.data());
+    return static_cast<std::uint32_t>(rows.size(0));
+  }
+
   std::shared_ptr<const Transformer> model_;
   std::shared_ptr<const TokenDocuments> documents_;
   ThreadPool* pool_;
-  RowFilter filter_;
-  bool filters_;
+  std::vector<Member> members_;  // the stream itself, then siblings
 };
 
 class FileHarvester final : public Harvester {
@@ -101,7 +218,7 @@ class FileHarvester final : public Harvester {
   bool drops_by_norm() const override { return filter_.by_norm(); }
 
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
-                                std::span<std::byte> out) override {
+                                std::span<std::byte> out, std::span<ChunkOrder>) override {
     const auto width = static_cast<std::size_t>(d_in());
     const auto chosen = plan.documents_of(chunk);
     std::size_t count = 0;
@@ -191,14 +308,19 @@ at::Tensor activations_of(const Transformer& model, std::span<const std::string>
 Result<std::unique_ptr<Harvester>> make_harvester(const sweeps::StreamSpec& stream,
                                                   std::shared_ptr<const Transformer> model,
                                                   std::shared_ptr<const TokenDocuments> documents,
-                                                  ThreadPool& pool) {
+                                                  ThreadPool& pool,
+                                                  std::span<const sweeps::StreamSpec> siblings) {
   for (const std::string& hook : stream.hooks()) SAE_TRY_VOID(model->check_hook(hook));
   if (model->config().vocabulary < documents->vocabulary())
     return fail(ErrorCode::kInvalidArgument,
                 "the model knows {} tokens, but `data` needs {}: was it trained on another board?",
                 model->config().vocabulary, documents->vocabulary());
-  return std::unique_ptr<Harvester>(
-      std::make_unique<ModelHarvester>(stream, std::move(model), std::move(documents), pool));
+  auto harvester =
+      std::make_unique<ModelHarvester>(stream, std::move(model), std::move(documents), pool);
+  for (const sweeps::StreamSpec& sibling : siblings)
+    if (!harvester->add_sibling(sibling))
+      log::info("harvest.not_along hook={} sibling={}", stream.label(), sibling.label());
+  return std::unique_ptr<Harvester>(std::move(harvester));
 }
 
 Result<std::unique_ptr<Harvester>> make_harvester(

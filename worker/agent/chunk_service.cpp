@@ -137,6 +137,7 @@ protocol::ChunkReply ChunkService::handle(ConnectionId connection, const ChunkRe
       break;
     case ChunkRequest::CLAIM:
       reply.set_status(claim(session, connection, chunk, now));
+      if (reply.status() == ChunkReply::OK) claim_beside(connection, request, now, reply);
       break;
     case ChunkRequest::WRITE:
       reply.set_status(write(session, connection, request, now));
@@ -210,6 +211,28 @@ ChunkReply::Status ChunkService::claim(const Session& session, ConnectionId conn
   }
   ++counters_.misses;
   return ChunkReply::OK;
+}
+
+void ChunkService::claim_beside(ConnectionId connection, const ChunkRequest& request, TimePoint now,
+                                ChunkReply& reply) {
+  for (int i = 0; i < request.beside_size(); ++i) {
+    const ChunkName chunk{request.beside(i).stream(), request.beside(i).index()};
+    const auto found = sessions_.find({connection, chunk.first});
+    if (found == sessions_.end()) {
+      log::warn("chunks.malformed connection={} beside={}", connection, chunk.first);
+      continue;
+    }
+    if (found->second.pin && is_missing(found->second, chunk) &&
+        claim(found->second, connection, chunk, now) == ChunkReply::OK)
+      reply.add_granted(static_cast<std::uint32_t>(i));
+  }
+}
+
+bool ChunkService::is_missing(const Session& session, const ChunkName& chunk) {
+  if (present_[chunk.first].contains(chunk.second)) return false;
+  if (!cache_->has(*session.pin, chunk.second)) return true;
+  present_[chunk.first].insert(chunk.second);
+  return false;
 }
 
 ChunkReply::Status ChunkService::write(const Session& session, ConnectionId connection,

@@ -7,10 +7,12 @@
 //
 //   READ(index, slot)
 //     OK with rows; MISSING; CORRUPT (harvest it again, the write replaces it)
-//   CLAIM(index)
-//     OK: yours to harvest. BUSY: somebody has just written it or is harvesting it, read again
-//     later. A claim ends with the write, RELEASE, CLOSE, its connection, or after `claim_term`,
-//     when others may take it over
+//   CLAIM(index, beside)
+//     OK: yours to harvest, and of `beside`, chunks of streams that the connection has open, those
+//     that are not there and nobody else's: all in one moment, so that two executors do not each
+//     take what the other would have brought along. BUSY: somebody has just written it or is
+//     harvesting it, read again later. A claim ends with the write, RELEASE, CLOSE, its connection,
+//     or after `claim_term`, when others may take it over
 //   WRITE(index, slot, rows)
 //     OK; FULL: not stored (no budget, or the disk is full), train from the slot
 //   RELEASE(index)
@@ -153,6 +155,10 @@ class ChunkService {
                                     std::uint32_t& rows);
   protocol::ChunkReply::Status claim(const Session& session, ConnectionId connection,
                                      const ChunkName& chunk, TimePoint now);
+  // Adds those that are granted to `reply`.
+  void claim_beside(ConnectionId connection, const protocol::ChunkRequest& request, TimePoint now,
+                    protocol::ChunkReply& reply);
+  bool is_missing(const Session& session, const ChunkName& chunk);
   protocol::ChunkReply::Status write(const Session& session, ConnectionId connection,
                                      const protocol::ChunkRequest& request, TimePoint now);
   bool begin_fetch(const protocol::ChunkRequest& request, TimePoint now);

@@ -126,8 +126,8 @@ class EvaluateRun {
         report_.progress("harvest", done, total);
       };
       events.stop = inputs.stop;
-      SAE_TRY(auto stream, open_stream(inputs.stream, sources, report_.run().cache_bytes(), tools_,
-                                       std::move(events)));
+      SAE_TRY(auto stream,
+              open_stream(inputs.stream, sources, report_.run(), tools_, std::move(events)));
       return std::unique_ptr<RowStream>(std::move(stream));
     };
     if (question.trial) return evaluate_sae(question.evaluation, *sae, question.trained, inputs);

@@ -22,11 +22,12 @@ struct StreamSources {
 Result<StreamSources> open_sources(const sweeps::StreamSpec& spec, const RunTools& tools);
 
 // The stream is open at the agent, and pinned in its cache, as long as the value lives: one of the
-// same stream at a time. `cache_bytes` 0: every chunk is harvested each time it is needed. A cache
-// that fails never fails the stream.
+// same stream at a time. So are those of the run's siblings that the cache holds beside it: what is
+// harvested of this one is harvested of them. A run with a cache of 0 bytes: every chunk is
+// harvested each time it is needed. A cache that fails never fails the stream.
 Result<std::unique_ptr<CachedStream>> open_stream(const sweeps::StreamSpec& spec,
                                                   const StreamSources& sources,
-                                                  std::uint64_t cache_bytes, const RunTools& tools,
+                                                  const protocol::Run& run, const RunTools& tools,
                                                   StreamEvents events);
 
 }  // namespace saesweep::worker

@@ -137,8 +137,7 @@ class TrainRun {
     }
     // What a factor or a filter reads before anything is trained is waited for, too.
     const TimePoint begin = tools_.clock.now();
-    auto opened = open_stream(stream_spec(), sources_, report_.run().cache_bytes(), tools_,
-                              std::move(events));
+    auto opened = open_stream(stream_spec(), sources_, report_.run(), tools_, std::move(events));
     const Duration took = tools_.clock.now() - begin;
     report_.count_time(took, took);
     SAE_TRY(auto cached, std::move(opened));

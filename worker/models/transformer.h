@@ -91,6 +91,9 @@ class Transformer {
   // our own; kBFloat16: all passes round both operands to bf16 and sum in fp32. The weights stay as
   // they are from then on.
   void prepare(sweeps::Precision precision);
+  // What a pass without gradients computes of a document does not depend on what else is in the
+  // batch, nor on where in it the document is. Before prepare() nobody promises that.
+  bool rows_stand_alone() const { return packed_ != nullptr; }
   std::uint64_t bytes() const;  // of the weights and what prepare() made of them
 
   Result<void> save(const std::filesystem::path& directory) const;

@@ -337,5 +337,76 @@ TEST_F(PlacingStreams, OnTheSameHostLoopbackIsEnough) {
   EXPECT_EQ(sources(), (Sources{{"b", "tcp://127.0.0.1:1"}}));
 }
 
+// ---- several hooks of one model -----------------------------------------------------------------
+
+struct PlacingFamilies : PlacingStreams {
+  // Trials "a0", "a1", "b0", ...: of the stream that the letter names; all of one family.
+  static Submission family(const std::vector<std::string>& names) {
+    Submission all = sweep_of(names);
+    for (auto& task : all.tasks)
+      if (task.kind() == protocol::TASK_KIND_TRAIN) {
+        const std::string stream = task.id().substr(6, 1);
+        task.set_stream(stream);
+        task.set_group(stream);
+        task.set_stream_family("family");
+        task.set_spec(R"({"stream":{"hook":")" + stream + R"("}})");
+      }
+    return all;
+  }
+  static std::vector<std::string> siblings(const protocol::Run& run) {
+    return {run.siblings().begin(), run.siblings().end()};
+  }
+};
+const std::string kA = R"({"hook":"a"})", kB = R"({"hook":"b"})", kC = R"({"hook":"c"})";
+
+TEST_F(PlacingFamilies, ARunIsToldWhichOtherStreamsAreStillToBeTrainedOn) {
+  world.join("w");
+  world.hear("", family({"a0", "b0", "b1", "c0"}));
+  const auto first = world.run();
+  EXPECT_EQ(first.members(0).task(), "train:a0");
+  EXPECT_THAT(siblings(first), ElementsAre(kB, kC));
+  world.finish("w", first);
+  world.finish("w", world.run());  // the scores of a0
+  const auto second = world.run();
+  EXPECT_EQ(second.members(0).task(), "train:b0");
+  EXPECT_THAT(siblings(second), ElementsAre(kC)) << "a is trained";
+}
+
+TEST_F(PlacingFamilies, OnlyWhatSomebodyWantsIsHarvestedAlong) {
+  world.join("w");
+  world.hear("", family({"a0", "b0", "c0"}));
+  world.command("cancel", "s", {"b0"});
+  EXPECT_THAT(siblings(world.run()), ElementsAre(kC));
+}
+
+TEST_F(PlacingFamilies, SlotsOfOneWorkerShareWhatEitherHarvests) {
+  world.join("w", 2);
+  world.hear("", family({"a0", "b0"}));
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  EXPECT_THAT(siblings(runs[0].second), ElementsAre(kB));
+  EXPECT_THAT(siblings(runs[1].second), ElementsAre(kA));
+}
+
+TEST_F(PlacingFamilies, WhatTheFirstWorkerHarvestsAlongTheOthersFetchFromIt) {
+  join("v", "V", "tcp://10.0.0.1:1");
+  join("w", "W", "tcp://10.0.0.2:1");
+  world.hear("", family({"a0", "b0"}));
+  const auto runs = world.tick();
+  ASSERT_THAT(runs, SizeIs(2));
+  EXPECT_THAT(siblings(runs[0].second), ElementsAre(kB));
+  EXPECT_THAT(siblings(runs[1].second), ElementsAre()) << "the other makes a's chunks";
+  const std::string first = runs[0].first == "v" ? "tcp://10.0.0.1:1" : "tcp://10.0.0.2:1";
+  EXPECT_EQ(runs[1].second.chunk_source().endpoint(), first);
+}
+
+TEST_F(PlacingFamilies, WithoutAFamilyNothingIsHarvestedAlong) {
+  world.join("w");
+  Submission alone = family({"a0", "b0"});
+  for (auto& task : alone.tasks) task.clear_stream_family();
+  world.hear("", alone);
+  EXPECT_THAT(siblings(world.run()), IsEmpty());
+}
+
 }  // namespace
 }  // namespace saesweep::scheduler

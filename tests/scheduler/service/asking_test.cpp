@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <set>
 #include <thread>
 
 #include "core/files.h"
@@ -170,6 +172,35 @@ TEST_F(Asking, ASubmissionThatIsNotRightIsRefusedWithTheReason) {
   wrong.tasks[0].set_spec("no JSON");
   EXPECT_THAT(refused(wrong), HasSubstr("parameters"));
   EXPECT_EQ(ask("status")->at("sweeps").size(), 0u);
+}
+
+TEST(Submissions, StreamsThatDifferInTheirHookAloneAreAFamilyAndALoneOneIsOfNone) {
+  const auto families = [](const sweeps::SweepPlan& plan) {
+    std::map<std::string, std::set<std::string>> streams;  // by family
+    for (const auto& task : to_submission(plan).tasks)
+      if (task.kind() == protocol::TASK_KIND_TRAIN)
+        streams[task.stream_family()].insert(task.stream());
+    return streams;
+  };
+  sweeps::SweepPlan plan = plan_of({4, 8});
+  EXPECT_EQ(families(plan).begin()->first, "");
+  const auto add = [&](const auto& change) {
+    plan.streams.push_back(plan.streams[0]);
+    change(plan.streams.back().spec);
+    sweeps::PlannedTrial trial = plan.trials[0];
+    trial.spec.stream = plan.streams.back().spec;
+    trial.identity = trial.spec.identity();
+    plan.trials.push_back(trial);
+  };
+  add([](sweeps::StreamSpec& spec) { spec.hook = "blocks.0.hook_resid_post"; });
+  add([](sweeps::StreamSpec& spec) { spec.joined = {"blocks.0.hook_resid_post"}; });
+  add([](sweeps::StreamSpec& spec) { spec.filters.remove_bos = true; });
+  const auto found = families(plan);
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found.begin()->first, "") << "that with a filter reads other rows";
+  EXPECT_EQ(found.begin()->second.size(), 1u);
+  EXPECT_EQ(found.rbegin()->first, plan.streams[0].spec.family());
+  EXPECT_EQ(found.rbegin()->second.size(), 3u);
 }
 
 TEST_F(Asking, CommandsNameTrialsBySelectors) {

@@ -71,7 +71,7 @@ struct CacheEndToEnd : testing::Test {
     const std::string name = sha256(canonical_json(spec.cache_json())).hex();
     return [this, &service, id, cache_bytes, client, name](
                std::uint32_t index, std::span<std::byte> out,
-               const ChunkClient::Harvest& harvest) -> Result<std::uint32_t> {
+               const HarvestChunk& harvest) -> Result<std::uint32_t> {
       const std::size_t row_bytes = 256 * size_of(spec.dtype);
       if (!*client) {
         protocol::ChunkOpen request;

@@ -104,8 +104,7 @@ struct MoodyCache {
 
   FetchChunk fetch() {
     return [this](std::uint32_t index, std::span<std::byte> out,
-                  const std::function<Result<std::uint32_t>(std::span<std::byte>)>& harvest)
-               -> Result<std::uint32_t> {
+                  const HarvestChunk& harvest) -> Result<std::uint32_t> {
       const auto row_bytes = static_cast<std::size_t>(kWidth) * 4;
       const auto found = chunks.find(index);
       const std::uint32_t mood = rng.below(8);
@@ -121,7 +120,7 @@ struct MoodyCache {
       ++(found == chunks.end() ? missing : corrupt);
       // What a damaged chunk left in the buffer must not shine through.
       std::fill(out.begin(), out.end(), std::byte{0xff});
-      SAE_TRY(const std::uint32_t rows, harvest(out));
+      SAE_TRY(const std::uint32_t rows, harvest(out, {}));
       if (rng.below(4) == 0)
         ++full;
       else
@@ -168,7 +167,7 @@ TEST(CachedStream, WithoutACacheEveryPassHarvestsOnceAndWithOneTheFirst) {
           const auto& harvest) -> Result<std::uint32_t> {
         auto& [rows, bytes] = chunks[index];
         if (bytes.empty()) {
-          SAE_TRY(rows, harvest(out));
+          SAE_TRY(rows, harvest(out, {}));
           bytes.assign(out.begin(), out.end());
         }
         std::copy(bytes.begin(), bytes.end(), out.begin());
@@ -242,7 +241,7 @@ class ConstantHarvester final : public Harvester {
   std::int64_t d_in() const override { return kWidth; }
   const Documents& documents() const override { return *kDocuments; }
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
-                                std::span<std::byte> out) override {
+                                std::span<std::byte> out, std::span<ChunkOrder>) override {
     const std::size_t rows = test::rows_of_chunk(plan, *kDocuments, chunk).size();
     for (std::size_t i = 0; i < rows * kWidth; ++i)
       std::memcpy(out.data() + 4 * i, &value_, sizeof(value_));
@@ -301,7 +300,7 @@ TEST(CachedStream, AFailedHarvestIsItsErrorAndTheNextReadTriesAgain) {
       spec,
       [&](std::uint32_t, std::span<std::byte> out, const auto& harvest) -> Result<std::uint32_t> {
         if (broken) return fail(ErrorCode::kResourceExhausted, "no memory for this");
-        return harvest(out);
+        return harvest(out, {});
       });
   std::vector<float> rows(kWidth);
   const auto failed = stream->read(0, 1, rows.data());
@@ -335,7 +334,7 @@ struct ThreadedCache {
       }
       auto& [rows, bytes] = chunks[index];
       if (bytes.empty()) {
-        SAE_TRY(rows, harvest(out));
+        SAE_TRY(rows, harvest(out, {}));
         bytes.assign(out.begin(), out.end());
       }
       std::copy(bytes.begin(), bytes.end(), out.begin());

@@ -27,6 +27,7 @@ struct Answer {
   ChunkReply::Status status;
   std::uint32_t rows = 0;
   char fill = 0;  // what READ leaves in the slot
+  std::vector<std::uint32_t> granted = {};
 };
 
 // Answers from the script, in order; when it is at an end, the last answer for ever.
@@ -63,6 +64,7 @@ struct ScriptedAgent {
     reply.set_id(request.id() + (answers_another ? 1 : 0));
     reply.set_status(answer.status);
     reply.set_rows(answer.rows);
+    for (const std::uint32_t each : answer.granted) reply.add_granted(each);
     return reply;
   }
 
@@ -94,8 +96,8 @@ struct ScriptedChunks : testing::Test {
   std::vector<std::byte> out{kSlotBytes};
   int harvests = 0;
 
-  ChunkClient::Harvest harvest(std::uint32_t rows = 3) {
-    return [this, rows](std::span<std::byte> to) -> Result<std::uint32_t> {
+  HarvestChunk harvest(std::uint32_t rows = 3) {
+    return [this, rows](std::span<std::byte> to, std::span<ChunkOrder>) -> Result<std::uint32_t> {
       ++harvests;
       std::memset(to.data(), 'h', rows * kRowBytes);
       return rows;
@@ -191,13 +193,88 @@ TEST_F(ScriptedChunks, AStopEndsTheWaitAndIsNotAskedBeforeThere) {
 
 TEST_F(ScriptedChunks, AFailedHarvestReleasesTheClaimAndIsTheError) {
   agent.script = {{ChunkReply::MISSING}, {ChunkReply::OK}, {ChunkReply::OK}};
-  const auto failed =
-      agent.client().fetch(4, out, [](std::span<std::byte>) -> Result<std::uint32_t> {
-        return fail(ErrorCode::kResourceExhausted, "no memory");
-      });
+  const auto failed = agent.client().fetch(4, out, [](auto, auto) -> Result<std::uint32_t> {
+    return fail(ErrorCode::kResourceExhausted, "no memory");
+  });
   ASSERT_FALSE(failed);
   EXPECT_EQ(failed.error().message, "no memory");
   EXPECT_EQ(agent.heard.back().verb(), ChunkRequest::RELEASE);
+}
+
+// ---- chunks that are harvested beside one
+// --------------------------------------------------------
+
+// Another stream at the same agent, with memory of its own.
+struct BesideChunks : ScriptedChunks {
+  ScriptedAgent other_agent;
+  ChunkClient own = agent.client(), other = other_agent.client();
+  std::vector<ChunkClient::Beside> beside{{{1, 8}, &other}, {{1, 9}, &other}};
+  std::vector<MemberChunk> brought;
+
+  HarvestChunk harvest_all(std::uint32_t rows_beside = 2) {
+    return [this, rows_beside](std::span<std::byte> to,
+                               std::span<ChunkOrder> orders) -> Result<std::uint32_t> {
+      std::memset(to.data(), 'h', 3 * kRowBytes);
+      for (ChunkOrder& order : orders) {
+        brought.push_back(order.chunk);
+        EXPECT_EQ(order.out.size(), kSlotBytes);
+        std::memset(order.out.data(), 'a' + static_cast<int>(order.chunk.index), order.out.size());
+        order.rows = rows_beside;
+      }
+      return 3;
+    };
+  }
+};
+
+TEST_F(BesideChunks, WhatIsGrantedIsHarvestedAlongAndHandedIn) {
+  agent.script = {
+      {ChunkReply::MISSING}, {.status = ChunkReply::OK, .granted = {1}}, {ChunkReply::OK}};
+  other_agent.script = {{ChunkReply::OK}};
+  EXPECT_EQ(own.fetch(4, out, harvest_all(), {}, beside).value(), 3u);
+  ASSERT_EQ(agent.heard[1].verb(), ChunkRequest::CLAIM);
+  ASSERT_EQ(agent.heard[1].beside_size(), 2);
+  EXPECT_EQ(agent.heard[1].beside(0).index(), 8u);
+  EXPECT_EQ(agent.heard[1].beside(1).stream(), "the-stream");
+  EXPECT_THAT(brought, ElementsAre(MemberChunk{1, 9}));
+  ASSERT_EQ(other_agent.heard.size(), 1u);
+  EXPECT_EQ(other_agent.heard[0].verb(), ChunkRequest::WRITE);
+  EXPECT_EQ(other_agent.heard[0].index(), 9u);
+  EXPECT_EQ(other_agent.heard[0].rows(), 2u);
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(other_agent.slots), 2 * kRowBytes),
+            std::string(2 * kRowBytes, 'a' + 9));
+  EXPECT_EQ(text(3 * kRowBytes), std::string(3 * kRowBytes, 'h'));
+}
+
+TEST_F(BesideChunks, WhatTheCacheHasNoRoomForIsNotAskedForAgain) {
+  agent.script = {{ChunkReply::MISSING}, {.status = ChunkReply::OK, .granted = {0, 1}},
+                  {ChunkReply::OK},      {ChunkReply::MISSING},
+                  {ChunkReply::OK},      {ChunkReply::OK}};
+  other_agent.script = {{ChunkReply::FULL}};
+  EXPECT_TRUE(own.fetch(4, out, harvest_all(), {}, beside));
+  EXPECT_TRUE(own.fetch(5, out, harvest_all(), {}, beside));
+  EXPECT_EQ(agent.heard[4].verb(), ChunkRequest::CLAIM);
+  EXPECT_EQ(agent.heard[4].beside_size(), 0);
+}
+
+TEST_F(BesideChunks, AHarvestThatFailsGivesAllClaimsUp) {
+  agent.script = {
+      {ChunkReply::MISSING}, {.status = ChunkReply::OK, .granted = {0, 1}}, {ChunkReply::OK}};
+  other_agent.script = {{ChunkReply::OK}};
+  EXPECT_FALSE(own.fetch(
+      4, out,
+      [](auto, auto) -> Result<std::uint32_t> {
+        return fail(ErrorCode::kResourceExhausted, "no memory");
+      },
+      {}, beside));
+  EXPECT_EQ(agent.heard.back().verb(), ChunkRequest::RELEASE);
+  EXPECT_THAT(other_agent.verbs(), ElementsAre(ChunkRequest::RELEASE, ChunkRequest::RELEASE));
+}
+
+TEST_F(BesideChunks, GrantsOfNothingThatWasAskedForAreIgnored) {
+  agent.script = {
+      {ChunkReply::MISSING}, {.status = ChunkReply::OK, .granted = {2, 7}}, {ChunkReply::OK}};
+  EXPECT_TRUE(own.fetch(4, out, harvest_all(), {}, beside));
+  EXPECT_TRUE(brought.empty());
 }
 
 TEST_F(ScriptedChunks, RowsThatNoSlotHoldsAreNotBelieved) {

@@ -106,6 +106,122 @@ TEST(Harvest, RowsAreTheActivationsOfEachDocumentInOrder) {
   }
 }
 
+// ---- several streams in one forward pass
+// ---------------------------------------------------------
+
+struct Family : testing::Test {
+  Scene scene;
+  ThreadPool pool{2};
+  std::shared_ptr<const Transformer> prepared = [] {
+    Transformer model = lively_model(small_config());
+    model.prepare(sweeps::Precision::kFloat32);
+    return std::make_shared<const Transformer>(std::move(model));
+  }();
+  Family() {
+    scene.games = small_games(9000, 0.1);  // several chunks, even of the narrowest rows
+    scene.spec.model.emplace();
+    scene.spec.model->digest = "the model";
+    scene.spec.tokens = 60'000;
+    scene.model = prepared;
+  }
+
+  sweeps::StreamSpec at(const std::string& hook, std::vector<std::string> joined = {}) const {
+    sweeps::StreamSpec spec = scene.spec;
+    spec.hook = hook;
+    spec.joined = std::move(joined);
+    return spec;
+  }
+  std::unique_ptr<Harvester> together(const std::vector<sweeps::StreamSpec>& all) {
+    return make_harvester(all[0], scene.model, scene.games, pool, std::span(all).subspan(1))
+        .value();
+  }
+  ChunkPlan plan_of(const sweeps::StreamSpec& spec) {
+    return ChunkPlan::make(spec, *scene.games, width_of(*scene.model, spec.hooks())).value();
+  }
+  std::vector<std::byte> alone(const sweeps::StreamSpec& spec, std::uint32_t chunk) {
+    const auto harvester = together({spec});
+    return chunk_bytes(*harvester, plan_of(spec), chunk, spec.dtype);
+  }
+  // A chunk of the first stream and all that comes beside it is what each stream has alone.
+  void expect_same_as_alone(const std::vector<sweeps::StreamSpec>& all, std::uint32_t chunk) {
+    const auto harvester = together(all);
+    const auto row_bytes = [&](std::size_t member) {
+      return static_cast<std::size_t>(width_of(*scene.model, all[member].hooks())) *
+             size_of(all[member].dtype);
+    };
+    std::vector<std::vector<std::byte>> bytes;
+    std::vector<ChunkOrder> orders;
+    for (const MemberChunk& each : harvester->beside(chunk)) {
+      bytes.emplace_back(plan_of(all[each.member]).max_chunk_rows() * row_bytes(each.member));
+      orders.push_back({each, bytes.back()});
+    }
+    std::vector<std::byte> own(plan_of(all[0]).max_chunk_rows() * row_bytes(0));
+    const auto rows = harvester->harvest(plan_of(all[0]), chunk, own, orders);
+    ASSERT_TRUE(rows) << rows.error().message;
+    own.resize(*rows * row_bytes(0));
+    EXPECT_EQ(own, alone(all[0], chunk));
+    for (std::size_t i = 0; i < orders.size(); ++i) {
+      const auto [member, index] = orders[i].chunk;
+      bytes[i].resize(orders[i].rows * row_bytes(member));
+      EXPECT_EQ(bytes[i], alone(all[member], index))
+          << all[member].label() << " chunk " << index << " beside " << all[0].label();
+    }
+  }
+};
+
+const std::string kDeeper = "blocks.1.hook_resid_post";
+const std::string kWide = "blocks.0.mlp.hook_post";  // 24 values, others have 16
+
+TEST_F(Family, AnotherHooksChunkOfTheSameDocumentsIsTheOneItHasAlone) {
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    scene.spec.dtype = dtype;
+    for (const std::uint32_t chunk : {0, 1})
+      expect_same_as_alone({at(kHook), at(kDeeper), at("blocks.0.hook_attn_out")}, chunk);
+  }
+  EXPECT_EQ(together({at(kHook), at(kDeeper)})->beside(1), (std::vector<MemberChunk>{{1, 1}}));
+}
+
+TEST_F(Family, RowsOfOtherWidthsLieInMoreOrFewerChunks) {
+  const auto joint = at(kHook, {kDeeper});
+  ASSERT_GT(plan_of(at(kHook)).max_chunk_rows(), plan_of(joint).max_chunk_rows());
+  for (const std::uint32_t chunk : {0, 1}) {
+    expect_same_as_alone({at(kHook), joint, at(kWide)}, chunk);
+    expect_same_as_alone({joint, at(kDeeper)}, chunk);
+  }
+  // Two chunks of wide rows have the documents of one of narrow rows.
+  EXPECT_EQ(together({at(kHook), joint})->beside(1), (std::vector<MemberChunk>{{1, 2}, {1, 3}}));
+  EXPECT_EQ(together({joint, at(kHook)})->beside(3), (std::vector<MemberChunk>{{0, 2}, {1, 1}}));
+}
+
+TEST_F(Family, WithoutProductsOfOurOwnOnlyChunksOfTheSameSizeComeAlong) {
+  scene.model = std::make_shared<const Transformer>(lively_model(small_config()));
+  const auto harvester = together({at(kHook), at(kHook, {kDeeper}), at(kDeeper)});
+  ASSERT_EQ(harvester->siblings().size(), 1u);
+  EXPECT_EQ(harvester->siblings()[0].spec.hook, kDeeper);
+}
+
+TEST_F(Family, FiltersDropTheRowsOfEachHookByItsOwnNorms) {
+  scene.spec.filters = {.remove_bos = true, .max_activation_norm_multiple = 1.2};
+  const auto rows = [&](const sweeps::StreamSpec& spec) {
+    return alone(spec, 0).size() / (16 * size_of(spec.dtype));
+  };
+  ASSERT_NE(rows(at(kHook)), rows(at(kDeeper)));
+  expect_same_as_alone({at(kHook), at(kDeeper)}, 0);
+}
+
+TEST_F(Family, OnlyStreamsOfTheFamilyAndOnlyWhatTheyNeedComesAlong) {
+  auto seed = at(kDeeper), model = at(kDeeper), same = at(kHook), unknown = at("blocks.7.nothing"),
+       less = at(kDeeper);
+  seed.seed = 5;
+  model.model->digest = "another";
+  same.tokens = 100;
+  less.tokens = 100;
+  const auto harvester = together({at(kHook), seed, model, same, unknown, less, less});
+  ASSERT_EQ(harvester->siblings().size(), 1u);
+  EXPECT_EQ(harvester->beside(0), (std::vector<MemberChunk>{{1, 0}}));
+  EXPECT_TRUE(harvester->beside(1).empty()) << "100 tokens lie in the first chunk";
+}
+
 TEST(Harvest, Bf16RowsAreTheFp32RowsRounded) {
   Scene scene;
   ThreadPool pool(1);

@@ -201,7 +201,7 @@ TEST(FilteredStream, DropsByNormChunkByChunkWhateverTheCacheHas) {
   const FetchChunk fetch = [&](std::uint32_t index, std::span<std::byte> out,
                                const auto& harvest) -> Result<std::uint32_t> {
     if (!cache.contains(index)) {
-      SAE_TRY(cached_rows[index], harvest(out));
+      SAE_TRY(cached_rows[index], harvest(out, {}));
       cache[index].assign(out.begin(), out.end());
     }
     std::copy(cache[index].begin(), cache[index].end(), out.begin());

@@ -92,7 +92,7 @@ class SyntheticHarvester final : public Harvester {
   std::int64_t d_in() const override { return d_in_; }
   const Documents& documents() const override { return *documents_; }
   Result<std::uint32_t> harvest(const ChunkPlan& plan, std::uint32_t chunk,
-                                std::span<std::byte> out) override {
+                                std::span<std::byte> out, std::span<ChunkOrder>) override {
     const auto rows = rows_of_chunk(plan, *documents_, chunk);
     std::byte* at = out.data();
     for (const RowName& row : rows)

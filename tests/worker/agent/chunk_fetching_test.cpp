@@ -111,7 +111,7 @@ struct Node {
   // The chunk as the executor gets it, from wherever.
   void expect(std::uint32_t index) {
     std::vector<std::byte> out(kChunkBytes);
-    const auto rows = executor->fetch(index, out, [&](std::span<std::byte> into) {
+    const auto rows = executor->fetch(index, out, [&](std::span<std::byte> into, auto) {
       ++harvested;
       now += harvest_takes;
       std::ranges::copy(values_of(index), into.begin());

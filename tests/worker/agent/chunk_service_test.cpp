@@ -24,6 +24,7 @@ namespace {
 
 using protocol::ChunkReply;
 using protocol::ChunkRequest;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using namespace std::chrono_literals;
 
@@ -114,6 +115,53 @@ struct ChunkServiceTest : testing::Test {
   storage::ActivationCache cache = open_cache(dir.path() / "cache");
   ChunkService service{&cache, 60s};
 };
+
+// Which of `beside` are granted with a claim of a chunk of `stream`.
+std::vector<std::uint32_t> granted(
+    Executor& executor, const std::string& stream, std::uint32_t index,
+    const std::vector<std::pair<std::string, std::uint32_t>>& beside) {
+  ChunkRequest request;
+  request.set_stream(stream);
+  request.set_verb(ChunkRequest::CLAIM);
+  request.set_index(index);
+  for (const auto& [name, number] : beside) {
+    request.add_beside()->set_stream(name);
+    request.mutable_beside()->rbegin()->set_index(number);
+  }
+  const ChunkReply reply = executor.service.handle(executor.id, request, executor.now);
+  if (reply.status() != ChunkReply::OK) return {99};
+  return {reply.granted().begin(), reply.granted().end()};
+}
+
+TEST_F(ChunkServiceTest, WithAClaimComesWhatIsMissingBesideItAndNobodyElses) {
+  Executor a(service, 1), b(service, 2);
+  Executor a2(service, 1, open_request("sibling")), b2(service, 2, open_request("sibling"));
+  EXPECT_THAT(granted(a, "stream", 4, {{"sibling", 4}, {"sibling", 5}}), ElementsAre(0, 1));
+  EXPECT_THAT(granted(b, "sibling", 4, {}), ElementsAre(99)) << "a harvests it";
+  EXPECT_THAT(granted(b, "stream", 5, {{"sibling", 5}, {"sibling", 6}}), ElementsAre(1));
+  // What was handed in is there for everybody, and is not asked for again.
+  EXPECT_EQ(a2.ask(ChunkRequest::WRITE, 4, 0, 3, "sibling").status(), ChunkReply::OK);
+  EXPECT_EQ(b2.ask(ChunkRequest::READ, 4, 0, 0, "sibling").status(), ChunkReply::OK);
+  EXPECT_THAT(granted(b, "stream", 7, {{"sibling", 4}}), ElementsAre());
+  // Claims beside one are claims: they end with the connection.
+  service.close(1);
+  EXPECT_THAT(granted(b, "sibling", 5, {}), ElementsAre());
+}
+
+TEST_F(ChunkServiceTest, WhatLiesInTheCacheFromBeforeIsNotGrantedBesideAClaim) {
+  {
+    Executor before(service, 1, open_request("sibling"));
+    EXPECT_EQ(before.ask(ChunkRequest::WRITE, 4, 0, 3, "sibling").status(), ChunkReply::OK);
+    service.close(1);
+  }
+  Executor a(service, 1), sibling(service, 1, open_request("sibling"));
+  EXPECT_THAT(granted(a, "stream", 4, {{"sibling", 4}, {"sibling", 5}}), ElementsAre(1));
+}
+
+TEST_F(ChunkServiceTest, NothingIsGrantedOfAStreamThatIsNotOpenOrNotCached) {
+  Executor a(service, 1), uncached(service, 1, open_request("uncached", 0));
+  EXPECT_THAT(granted(a, "stream", 4, {{"unknown", 4}, {"uncached", 4}}), ElementsAre());
+}
 
 TEST_F(ChunkServiceTest, AChunkWrittenByOneExecutorIsReadByAnother) {
   Executor a(service, 1), b(service, 2);
@@ -368,7 +416,7 @@ Result<std::uint32_t> harvest_into(std::span<std::byte> out, std::uint32_t index
   return rows_of(index);
 }
 
-const worker::ChunkClient::Harvest kNeverHarvest = [](std::span<std::byte>) {
+const worker::HarvestChunk kNeverHarvest = [](std::span<std::byte>, std::span<worker::ChunkOrder>) {
   ADD_FAILURE() << "harvested";
   return Result<std::uint32_t>(0);
 };
@@ -390,7 +438,7 @@ TEST_F(ChunkClientTest, AChunkIsHarvestedOnceAndThenRead) {
   for (int pass = 0; pass < 3; ++pass) {
     for (std::uint32_t index = 0; index < 5; ++index) {
       std::fill(out.begin(), out.end(), std::byte{0});
-      const auto rows = client.fetch(index, out, [&](std::span<std::byte> to) {
+      const auto rows = client.fetch(index, out, [&](std::span<std::byte> to, auto) {
         ++harvests;
         return harvest_into(to, index);
       });
@@ -417,7 +465,7 @@ TEST_F(ChunkClientTest, ThreeExecutorsHarvestEachChunkExactlyOnce) {
         const Permutation order(kChunks, 1, "test.order", t == 2 ? 1 : 0);  // two go in step
         for (std::uint32_t i = 0; i < kChunks; ++i) {
           const auto index = static_cast<std::uint32_t>(order(i));
-          const auto rows = clients[t].fetch(index, mine, [&](std::span<std::byte> to) {
+          const auto rows = clients[t].fetch(index, mine, [&](std::span<std::byte> to, auto) {
             const std::lock_guard lock(mutex);
             ++harvests[index];
             return harvest_into(to, index);
@@ -444,10 +492,10 @@ TEST_F(ChunkClientTest, TheChunkOfADyingExecutorIsTakenOver) {
                                 }
                               }});
   std::vector<std::byte> other(kChunkBytes);
-  const auto died = dying.fetch(0, other, [&](std::span<std::byte>) -> Result<std::uint32_t> {
+  const auto died = dying.fetch(0, other, [&](auto, auto) -> Result<std::uint32_t> {
     // While it harvests, the other waits, and then it is gone.
     const auto rows =
-        client.fetch(0, out, [&](std::span<std::byte> to) { return harvest_into(to, 0); });
+        client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
     EXPECT_EQ(*rows, rows_of(0));
     return fail(ErrorCode::kUnavailable, "killed");
   });
@@ -460,8 +508,9 @@ TEST_F(ChunkClientTest, TheChunkOfASilentExecutorIsTakenOverAfterTheTerm) {
   auto silent = shared.client(1);
   auto client = shared.client(2, {.sleep = [&](Duration) { shared.now += 20s; }});
   std::vector<std::byte> other(kChunkBytes);
-  (void)silent.fetch(0, other, [&](std::span<std::byte>) -> Result<std::uint32_t> {
-    EXPECT_TRUE(client.fetch(0, out, [&](std::span<std::byte> to) { return harvest_into(to, 0); }));
+  (void)silent.fetch(0, other, [&](auto, auto) -> Result<std::uint32_t> {
+    EXPECT_TRUE(
+        client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); }));
     EXPECT_EQ(shared.now, kStart + 60s);
     return fail(ErrorCode::kUnavailable, "too late");
   });
@@ -482,7 +531,7 @@ TEST_F(ChunkClientTest, OutOfPatienceItHarvestsAnyway) {
                                         now += wait;
                                       }});
   const auto rows =
-      client.fetch(0, out, [&](std::span<std::byte> to) { return harvest_into(to, 0); });
+      client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
   EXPECT_EQ(*rows, rows_of(0));
   EXPECT_THAT(waits, testing::ElementsAre(10ms, 20ms, 40ms, 30ms));
 }
@@ -498,11 +547,12 @@ TEST_F(ChunkClientTest, WaitingEndsWhenToldToStop) {
 
 TEST_F(ChunkClientTest, AFailedHarvestIsReportedAndLeavesTheChunkToOthers) {
   auto a = shared.client(1), b = shared.client(2);
-  const auto failed = a.fetch(0, out, [](std::span<std::byte>) -> Result<std::uint32_t> {
+  const auto failed = a.fetch(0, out, [](auto, auto) -> Result<std::uint32_t> {
     return fail(ErrorCode::kResourceExhausted, "out of memory");
   });
   EXPECT_EQ(failed.error().code, ErrorCode::kResourceExhausted);
-  const auto rows = b.fetch(0, out, [&](std::span<std::byte> to) { return harvest_into(to, 0); });
+  const auto rows =
+      b.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
   EXPECT_EQ(*rows, rows_of(0));
 }
 
@@ -510,7 +560,7 @@ TEST_F(ChunkClientTest, WithoutACacheEveryFetchHarvests) {
   auto client = shared.client(1, {}, 0);
   int harvests = 0;
   for (int pass = 0; pass < 2; ++pass) {
-    const auto rows = client.fetch(0, out, [&](std::span<std::byte> to) {
+    const auto rows = client.fetch(0, out, [&](std::span<std::byte> to, auto) {
       ++harvests;
       return harvest_into(to, 0);
     });

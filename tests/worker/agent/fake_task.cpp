@@ -263,7 +263,7 @@ class FakeTask {
     std::vector<std::byte> chunk(kRows * kRowBytes);
     for (std::uint32_t index = 0; index < spec["count"].get<std::uint32_t>(); ++index) {
       const auto value = static_cast<std::byte>(index * 7 + 1);
-      const auto rows = client->fetch(index, chunk, [&](std::span<std::byte> out) {
+      const auto rows = client->fetch(index, chunk, [&](std::span<std::byte> out, auto) {
         ++harvested;
         std::memset(out.data(), static_cast<int>(value), out.size());
         return Result<std::uint32_t>(kRows);
