@@ -17,6 +17,8 @@ namespace saesweep::worker {
 namespace {
 
 constexpr std::uint64_t kNormRows = std::uint64_t{1} << 18;  // rows the norm factor is measured on
+// Chunks that others harvest are left for later, so many of them, before one of them is waited for.
+constexpr std::size_t kMostLeft = 4;
 constexpr double kManyLongRows = 0.01;  // shares of rows dropped for their norm that are suspicious
 
 std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harvester) {
@@ -24,9 +26,11 @@ std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harves
 }
 
 // A whole chunk, from the cache or harvested; adds what was harvested to `harvested`.
-Result<std::uint32_t> bring_chunk(const ChunkPlan& plan, std::uint32_t index, Harvester& harvester,
-                                  const FetchChunk& fetch, std::span<std::byte> out,
-                                  std::uint64_t least_rows, std::uint64_t& harvested) {
+// Nothing if somebody else harvests it now and this does not wait.
+Result<std::optional<std::uint32_t>> bring_chunk(const ChunkPlan& plan, std::uint32_t index,
+                                                 Harvester& harvester, const FetchChunk& fetch,
+                                                 std::span<std::byte> out, std::uint64_t least_rows,
+                                                 std::uint64_t& harvested, bool waits) {
   const auto harvest = [&](std::span<std::byte> into,
                            std::span<ChunkOrder> beside) -> Result<std::uint32_t> {
     SAE_TRY(const std::uint32_t rows, harvester.harvest(plan, index, into, beside));
@@ -34,10 +38,10 @@ Result<std::uint32_t> bring_chunk(const ChunkPlan& plan, std::uint32_t index, Ha
     return rows;
   };
   if (!fetch) return harvest(out, {});
-  SAE_TRY(const std::uint32_t rows, fetch(index, out, harvest));
-  if (rows >= least_rows) return rows;
+  SAE_TRY(const auto rows, fetch(index, out, harvest, waits));
+  if (!rows || *rows >= least_rows) return rows;
   // What a cache holds is not ours to trust.
-  log::warn("stream.short_chunk index={} rows={} needed={}", index, rows, least_rows);
+  log::warn("stream.short_chunk index={} rows={} needed={}", index, *rows, least_rows);
   return harvest(out, {});
 }
 
@@ -57,8 +61,10 @@ Result<ChunkPlan> plan_filtered(const sweeps::StreamSpec& spec, Harvester& harve
       return fail(ErrorCode::kResourceExhausted, "out of memory for a chunk");
     }
     std::uint64_t harvested = 0;
-    SAE_TRY(const std::uint32_t rows,
-            bring_chunk(plan, chunk, harvester, fetch, bytes, 0, harvested));
+    SAE_TRY(const auto brought,
+            bring_chunk(plan, chunk, harvester, fetch, bytes, 0, harvested, true));
+    SAE_CHECK(brought, "chunk {} was waited for and did not come", chunk);
+    const std::uint32_t rows = *brought;
     if (events.harvested && harvested > 0) events.harvested(harvested);
     by_token += least;
     counted += rows;
@@ -117,14 +123,35 @@ Result<void> CachedStream::begin(Group& group, std::uint64_t pass, std::uint64_t
   }
   group.pass = pass;
   group.index = index;
-  group.next = 0;
   group.done = 0;
   group.pieces = plan_.pieces_of_group(pass, index);
+  group.starts.clear();
+  group.missing.clear();
+  std::uint64_t row = 0;
+  for (const ChunkPlan::Piece& piece : group.pieces) {
+    group.missing.insert(group.starts.size());
+    group.starts.push_back(row);
+    row += piece.count;
+  }
   return {};
 }
 
 Result<std::uint64_t> CachedStream::bring_piece(Group& group) {
-  const ChunkPlan::Piece& piece = group.pieces[group.next];
+  // Executors that read the same chunks harvest one each, and none looks on.
+  std::size_t left = 0;
+  for (const std::size_t number : group.missing) {
+    if (left++ == kMostLeft) break;
+    SAE_TRY(const auto harvested, bring_piece(group, number, false));
+    if (harvested) return *harvested;
+  }
+  SAE_TRY(const auto harvested, bring_piece(group, *group.missing.begin(), true));
+  SAE_CHECK(harvested, "a chunk was waited for and did not come");
+  return *harvested;
+}
+
+Result<std::optional<std::uint64_t>> CachedStream::bring_piece(Group& group, std::size_t number,
+                                                               bool waits) {
+  const ChunkPlan::Piece& piece = group.pieces[number];
   const std::uint64_t needed = piece.first + piece.count;
   std::uint64_t harvested = 0;
   if (chunk_.index != piece.chunk || chunk_.rows < needed) {
@@ -134,16 +161,18 @@ Result<std::uint64_t> CachedStream::bring_piece(Group& group) {
     } catch (const std::bad_alloc&) {
       return fail(ErrorCode::kResourceExhausted, "out of memory for a chunk");
     }
-    SAE_TRY(chunk_.rows,
-            bring_chunk(plan_, piece.chunk, *harvester_, fetch_, chunk_.bytes, needed, harvested));
+    SAE_TRY(const auto rows, bring_chunk(plan_, piece.chunk, *harvester_, fetch_, chunk_.bytes,
+                                         needed, harvested, waits));
+    if (!rows) return std::nullopt;
+    chunk_.rows = *rows;
     chunk_.index = piece.chunk;
   }
   SAE_CHECK(needed <= chunk_.rows, "chunk {} has {} rows, {} are needed", piece.chunk, chunk_.rows,
             needed);
-  std::memcpy(group.rows.data() + group.done * row_bytes(),
+  std::memcpy(group.rows.data() + group.starts[number] * row_bytes(),
               chunk_.bytes.data() + piece.first * row_bytes(), piece.count * row_bytes());
   group.done += piece.count;
-  ++group.next;
+  group.missing.erase(number);
   return harvested;
 }
 
@@ -175,12 +204,9 @@ Result<void> CachedStream::show(std::uint64_t pass, std::uint64_t index) {
     places_.clear();
     if (loaded_.pass != pass) {
       std::map<std::uint32_t, std::uint64_t> at;
+      for (std::size_t i = 0; i < loaded_.pieces.size(); ++i)
+        at[loaded_.pieces[i].chunk] = loaded_.starts[i];
       std::uint64_t row = 0;
-      for (const ChunkPlan::Piece& piece : loaded_.pieces) {
-        at[piece.chunk] = row;
-        row += piece.count;
-      }
-      row = 0;
       for (const ChunkPlan::Piece& piece : plan_.pieces_of_group(pass, index)) {
         places_.push_back({row, at.at(piece.chunk)});
         row += piece.count;

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <thread>
 #include <vector>
@@ -25,9 +27,10 @@ namespace saesweep::worker {
 
 // Brings chunk `index` into `out` (its rows in the stored dtype) and returns how many rows it has:
 // from a cache, or by calling `harvest` on the bytes, and on those of chunks that are harvested
-// beside it. Called by one thread at a time.
-using FetchChunk = std::function<Result<std::uint32_t>(
-    std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest)>;
+// beside it. Nothing if somebody else harvests it now and this is not to wait. Called by one thread
+// at a time.
+using FetchChunk = std::function<Result<std::optional<std::uint32_t>>(
+    std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest, bool waits)>;
 
 // All but `stop` are called by who opens and reads.
 struct StreamEvents {
@@ -63,14 +66,15 @@ class CachedStream final : public RowStream {
   struct Group {
     std::uint64_t pass = 0, index = 0;
     std::vector<ChunkPlan::Piece> pieces;
-    std::size_t next = 0;    // the first piece that is missing
-    std::uint64_t done = 0;  // rows before it
+    std::vector<std::uint64_t> starts;  // the first row of each piece
+    std::set<std::size_t> missing;      // pieces
+    std::uint64_t done = 0;             // rows of those that are there
     std::vector<std::byte> rows;
 
     bool is_of(std::uint64_t of_pass, std::uint64_t of_index) const {
       return !pieces.empty() && pass == of_pass && index == of_index;
     }
-    bool is_complete() const { return !pieces.empty() && next == pieces.size(); }
+    bool is_complete() const { return !pieces.empty() && missing.empty(); }
   };
 
   CachedStream(sweeps::StreamSpec spec, std::unique_ptr<Harvester> harvester, FetchChunk fetch,
@@ -79,6 +83,8 @@ class CachedStream final : public RowStream {
   Result<void> begin(Group& group, std::uint64_t pass, std::uint64_t index);
   // A piece more. Returns how many rows were harvested.
   Result<std::uint64_t> bring_piece(Group& group);
+  // This one. Nothing if somebody else harvests its chunk now.
+  Result<std::optional<std::uint64_t>> bring_piece(Group& group, std::size_t number, bool waits);
   // Makes rows of the group readable.
   Result<void> show(std::uint64_t pass, std::uint64_t index);
   Result<void> load(std::uint64_t pass, std::uint64_t index);

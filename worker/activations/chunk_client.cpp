@@ -101,6 +101,32 @@ Result<ChunkReply> ChunkClient::ask(ChunkRequest::Verb verb, std::uint32_t index
   return reply;
 }
 
+Result<std::optional<std::uint32_t>> ChunkClient::try_fetch(std::uint32_t index,
+                                                            std::span<std::byte> out,
+                                                            const HarvestChunk& harvest,
+                                                            std::span<const Beside> beside) {
+  SAE_TRY(const ChunkReply read, ask(ChunkRequest::READ, index));
+  if (read.status() == ChunkReply::OK) {
+    const std::size_t bytes = read.rows() * row_bytes_;
+    if (bytes <= slot_bytes_ && bytes <= out.size()) {
+      std::memcpy(out.data(), memory_ + kSlot * slot_bytes_, bytes);
+      return read.rows();
+    }
+    log::warn("chunks.too_large stream={} index={} rows={}", stream_, index, read.rows());
+    return harvest_and_write(index, out, harvest, false);
+  }
+  // What the cache has no room for is not worth a deeper pass.
+  std::vector<Beside> wanted;
+  for (const Beside& each : beside)
+    if (!each.stream->is_full_) wanted.push_back(each);
+  SAE_TRY(const ChunkReply claim, ask(ChunkRequest::CLAIM, index, 0, wanted));
+  if (claim.status() != ChunkReply::OK) return std::nullopt;
+  std::vector<Beside> granted;
+  for (const std::uint32_t position : claim.granted())
+    if (position < wanted.size()) granted.push_back(wanted[position]);
+  return harvest_and_write(index, out, harvest, true, granted);
+}
+
 Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byte> out,
                                          const HarvestChunk& harvest,
                                          const std::function<bool()>& stop,
@@ -108,27 +134,8 @@ Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byt
   const TimePoint deadline = options_.now() + options_.patience;
   Duration wait = options_.first_wait;
   for (;;) {
-    SAE_TRY(const ChunkReply read, ask(ChunkRequest::READ, index));
-    if (read.status() == ChunkReply::OK) {
-      const std::size_t bytes = read.rows() * row_bytes_;
-      if (bytes <= slot_bytes_ && bytes <= out.size()) {
-        std::memcpy(out.data(), memory_ + kSlot * slot_bytes_, bytes);
-        return read.rows();
-      }
-      log::warn("chunks.too_large stream={} index={} rows={}", stream_, index, read.rows());
-      return harvest_and_write(index, out, harvest, false);
-    }
-    // What the cache has no room for is not worth a deeper pass.
-    std::vector<Beside> wanted;
-    for (const Beside& each : beside)
-      if (!each.stream->is_full_) wanted.push_back(each);
-    SAE_TRY(const ChunkReply claim, ask(ChunkRequest::CLAIM, index, 0, wanted));
-    if (claim.status() == ChunkReply::OK) {
-      std::vector<Beside> granted;
-      for (const std::uint32_t position : claim.granted())
-        if (position < wanted.size()) granted.push_back(wanted[position]);
-      return harvest_and_write(index, out, harvest, true, granted);
-    }
+    SAE_TRY(const auto rows, try_fetch(index, out, harvest, beside));
+    if (rows) return *rows;
     if (stop && stop()) {
       return fail(ErrorCode::kUnavailable, "stopped while waiting for chunk {}", index);
     }

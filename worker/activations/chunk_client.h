@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -60,6 +61,11 @@ class ChunkClient {
   Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out,
                               const HarvestChunk& harvest, const std::function<bool()>& stop = {},
                               std::span<const Beside> beside = {});
+
+  // The same without waiting: nothing if another executor harvests the chunk now.
+  Result<std::optional<std::uint32_t>> try_fetch(std::uint32_t index, std::span<std::byte> out,
+                                                 const HarvestChunk& harvest,
+                                                 std::span<const Beside> beside = {});
 
   // Lets the agent evict the stream. Nothing is fetched after it. The agent's failures do not
   // matter: it frees everything when the connection ends.

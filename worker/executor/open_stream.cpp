@@ -56,13 +56,14 @@ class ChunkFetcher {
   ChunkFetcher(const ChunkFetcher&) = delete;
   ChunkFetcher& operator=(const ChunkFetcher&) = delete;
 
-  Result<std::uint32_t> fetch(std::uint32_t index, std::span<std::byte> out,
-                              const HarvestChunk& harvest) {
+  Result<std::optional<std::uint32_t>> fetch(std::uint32_t index, std::span<std::byte> out,
+                                             const HarvestChunk& harvest, bool waits) {
     if (clients_.empty()) connect_all(out.size());
     if (!clients_[0]) return harvest(out, {});
     std::vector<ChunkClient::Beside> beside;
     for (const MemberChunk& chunk : harvester_.beside(index))
       if (auto& client = clients_[chunk.member]) beside.push_back({chunk, &*client});
+    if (!waits) return clients_[0]->try_fetch(index, out, harvest, beside);
     return clients_[0]->fetch(index, out, harvest, stop_, beside);
   }
 
@@ -153,9 +154,8 @@ Result<std::unique_ptr<CachedStream>> open_stream(const sweeps::StreamSpec& spec
   if (cache_bytes > 0) {
     const auto fetcher =
         std::make_shared<ChunkFetcher>(spec, **harvester, cache_bytes, tools.link, events.stop);
-    fetch = [fetcher](std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest) {
-      return fetcher->fetch(index, out, harvest);
-    };
+    fetch = [fetcher](std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest,
+                      bool waits) { return fetcher->fetch(index, out, harvest, waits); };
   }
   return CachedStream::open(spec, std::move(*harvester), std::move(fetch), std::move(events));
 }

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -103,8 +104,8 @@ struct MoodyCache {
   int hits = 0, missing = 0, corrupt = 0, full = 0, short_ones = 0;
 
   FetchChunk fetch() {
-    return [this](std::uint32_t index, std::span<std::byte> out,
-                  const HarvestChunk& harvest) -> Result<std::uint32_t> {
+    return [this](std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest,
+                  bool) -> Result<std::uint32_t> {
       const auto row_bytes = static_cast<std::size_t>(kWidth) * 4;
       const auto found = chunks.find(index);
       const std::uint32_t mood = rng.below(8);
@@ -163,8 +164,8 @@ TEST(CachedStream, WithoutACacheEveryPassHarvestsOnceAndWithOneTheFirst) {
   std::map<std::uint32_t, std::pair<std::uint32_t, std::vector<std::byte>>> chunks;
   const auto cached = open(
       spec,
-      [&](std::uint32_t index, std::span<std::byte> out,
-          const auto& harvest) -> Result<std::uint32_t> {
+      [&](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
+          bool) -> Result<std::uint32_t> {
         auto& [rows, bytes] = chunks[index];
         if (bytes.empty()) {
           SAE_TRY(rows, harvest(out, {}));
@@ -293,15 +294,47 @@ TEST(CachedStream, StopsBetweenChunksAndGoesOnWhenAskedAgain) {
   EXPECT_EQ(loaded, 1000u);
 }
 
+// Two executors that read the same chunks in the same order: while one is harvested by the other,
+// the next is harvested here.
+TEST(CachedStream, ChunksThatSomebodyElseHarvestsAreLeftForLater) {
+  const auto spec = stream_spec(1100, 0);
+  const auto expected = read(*open(spec), 0, 2200);
+  for (const std::uint32_t busy : {1u, 3u, 100u}) {
+    std::vector<std::uint32_t> came, waited_for;
+    std::uint32_t left = 0;
+    const auto stream = open(spec,
+                             [&](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
+                                 bool waits) -> Result<std::optional<std::uint32_t>> {
+                               // The first few times that it is asked, each is somebody else's.
+                               if (!waits && left++ < busy) return std::nullopt;
+                               (waits ? waited_for : came).push_back(index);
+                               SAE_TRY(const std::uint32_t rows, harvest(out, {}));
+                               return rows;
+                             });
+    EXPECT_EQ(read(*stream, 0, 2200), expected) << busy;
+    const auto pieces = stream->plan().pieces_of_group(0, 0);
+    ASSERT_GE(pieces.size(), 5u);
+    if (busy == 100) {
+      ASSERT_FALSE(waited_for.empty());
+      EXPECT_EQ(waited_for[0], pieces[0].chunk) << "the first, when all that follow are busy";
+    } else {
+      EXPECT_TRUE(waited_for.empty());
+      EXPECT_EQ(came[0], pieces[busy].chunk);
+      EXPECT_EQ(came[1], pieces[0].chunk);
+    }
+  }
+}
+
 TEST(CachedStream, AFailedHarvestIsItsErrorAndTheNextReadTriesAgain) {
   bool broken = true;
   const auto spec = stream_spec(1100, 300);
-  const auto stream = open(
-      spec,
-      [&](std::uint32_t, std::span<std::byte> out, const auto& harvest) -> Result<std::uint32_t> {
-        if (broken) return fail(ErrorCode::kResourceExhausted, "no memory for this");
-        return harvest(out, {});
-      });
+  const auto stream = open(spec,
+                           [&](std::uint32_t, std::span<std::byte> out, const auto& harvest,
+                               bool) -> Result<std::uint32_t> {
+                             if (broken)
+                               return fail(ErrorCode::kResourceExhausted, "no memory for this");
+                             return harvest(out, {});
+                           });
   std::vector<float> rows(kWidth);
   const auto failed = stream->read(0, 1, rows.data());
   ASSERT_FALSE(failed);
@@ -323,8 +356,8 @@ struct ThreadedCache {
   const std::thread::id reader = std::this_thread::get_id();
 
   FetchChunk fetch() {
-    return [this](std::uint32_t index, std::span<std::byte> out,
-                  const auto& harvest) -> Result<std::uint32_t> {
+    return [this](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
+                  bool) -> Result<std::uint32_t> {
       const std::lock_guard lock(mutex);
       asked_by.push_back(std::this_thread::get_id());
       changed.notify_all();

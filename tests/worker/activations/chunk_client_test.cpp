@@ -160,6 +160,15 @@ TEST_F(ScriptedChunks, WhileAnotherHarvestsItWaitsLongerAndLongerAndThenReads) {
               ElementsAre(2ms, 4ms, 8ms, 16ms, 32ms, 64ms, 128ms, 250ms, 250ms, 250ms));
 }
 
+TEST_F(ScriptedChunks, WithoutWaitingThereIsNothingWhileAnotherHarvestsIt) {
+  agent.script = {{ChunkReply::MISSING}, {ChunkReply::BUSY}, {ChunkReply::OK, 1, 'o'}};
+  ChunkClient client = agent.client();
+  EXPECT_EQ(client.try_fetch(4, out, harvest()).value(), std::nullopt);
+  EXPECT_EQ(client.try_fetch(4, out, harvest()).value(), 1u);
+  EXPECT_EQ(harvests, 0);
+  EXPECT_TRUE(agent.slept.empty());
+}
+
 TEST_F(ScriptedChunks, AClaimThatRanOutIsTakenOver) {
   agent.script = {{ChunkReply::MISSING},
                   {ChunkReply::BUSY},
