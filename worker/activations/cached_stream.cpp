@@ -1,6 +1,7 @@
 #include "worker/activations/cached_stream.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -17,8 +18,12 @@ namespace saesweep::worker {
 namespace {
 
 constexpr std::uint64_t kNormRows = std::uint64_t{1} << 18;  // rows the norm factor is measured on
-// Chunks that others harvest are left for later, so many of them, before one of them is waited for.
+// Chunks that others harvest are left for later, so many of them. When there is no other, the first
+// of them is waited for a while, and then they are all looked at again: another may have been given
+// up. In the end it is waited for as long as it takes.
 constexpr std::size_t kMostLeft = 4;
+constexpr Duration kFirstWait = std::chrono::milliseconds(2),
+                   kLongestWait = std::chrono::seconds(4);
 constexpr double kManyLongRows = 0.01;  // shares of rows dropped for their norm that are suspicious
 
 std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harvester) {
@@ -26,11 +31,11 @@ std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harves
 }
 
 // A whole chunk, from the cache or harvested; adds what was harvested to `harvested`.
-// Nothing if somebody else harvests it now and this does not wait.
+// Nothing if somebody else still harvests it after `most`.
 Result<std::optional<std::uint32_t>> bring_chunk(const ChunkPlan& plan, std::uint32_t index,
                                                  Harvester& harvester, const FetchChunk& fetch,
                                                  std::span<std::byte> out, std::uint64_t least_rows,
-                                                 std::uint64_t& harvested, bool waits) {
+                                                 std::uint64_t& harvested, Duration most) {
   const auto harvest = [&](std::span<std::byte> into,
                            std::span<ChunkOrder> beside) -> Result<std::uint32_t> {
     SAE_TRY(const std::uint32_t rows, harvester.harvest(plan, index, into, beside));
@@ -38,7 +43,7 @@ Result<std::optional<std::uint32_t>> bring_chunk(const ChunkPlan& plan, std::uin
     return rows;
   };
   if (!fetch) return harvest(out, {});
-  SAE_TRY(const auto rows, fetch(index, out, harvest, waits));
+  SAE_TRY(const auto rows, fetch(index, out, harvest, most));
   if (!rows || *rows >= least_rows) return rows;
   // What a cache holds is not ours to trust.
   log::warn("stream.short_chunk index={} rows={} needed={}", index, *rows, least_rows);
@@ -62,7 +67,7 @@ Result<ChunkPlan> plan_filtered(const sweeps::StreamSpec& spec, Harvester& harve
     }
     std::uint64_t harvested = 0;
     SAE_TRY(const auto brought,
-            bring_chunk(plan, chunk, harvester, fetch, bytes, 0, harvested, true));
+            bring_chunk(plan, chunk, harvester, fetch, bytes, 0, harvested, kPatiently));
     SAE_CHECK(brought, "chunk {} was waited for and did not come", chunk);
     const std::uint32_t rows = *brought;
     if (events.harvested && harvested > 0) events.harvested(harvested);
@@ -138,19 +143,21 @@ Result<void> CachedStream::begin(Group& group, std::uint64_t pass, std::uint64_t
 
 Result<std::uint64_t> CachedStream::bring_piece(Group& group) {
   // Executors that read the same chunks harvest one each, and none looks on.
-  std::size_t left = 0;
-  for (const std::size_t number : group.missing) {
-    if (left++ == kMostLeft) break;
-    SAE_TRY(const auto harvested, bring_piece(group, number, false));
+  for (Duration wait = kFirstWait;; wait *= 2) {
+    std::size_t left = 0;
+    for (const std::size_t number : group.missing) {
+      if (left++ == kMostLeft) break;
+      SAE_TRY(const auto harvested, bring_piece(group, number, Duration::zero()));
+      if (harvested) return *harvested;
+    }
+    const Duration most = wait > kLongestWait ? kPatiently : wait;
+    SAE_TRY(const auto harvested, bring_piece(group, *group.missing.begin(), most));
     if (harvested) return *harvested;
   }
-  SAE_TRY(const auto harvested, bring_piece(group, *group.missing.begin(), true));
-  SAE_CHECK(harvested, "a chunk was waited for and did not come");
-  return *harvested;
 }
 
 Result<std::optional<std::uint64_t>> CachedStream::bring_piece(Group& group, std::size_t number,
-                                                               bool waits) {
+                                                               Duration most) {
   const ChunkPlan::Piece& piece = group.pieces[number];
   const std::uint64_t needed = piece.first + piece.count;
   std::uint64_t harvested = 0;
@@ -162,7 +169,7 @@ Result<std::optional<std::uint64_t>> CachedStream::bring_piece(Group& group, std
       return fail(ErrorCode::kResourceExhausted, "out of memory for a chunk");
     }
     SAE_TRY(const auto rows, bring_chunk(plan_, piece.chunk, *harvester_, fetch_, chunk_.bytes,
-                                         needed, harvested, waits));
+                                         needed, harvested, most));
     if (!rows) return std::nullopt;
     chunk_.rows = *rows;
     chunk_.index = piece.chunk;

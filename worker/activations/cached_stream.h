@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/result.h"
 #include "sweeps/spec.h"
 #include "worker/activations/chunk_order.h"
@@ -27,10 +28,11 @@ namespace saesweep::worker {
 
 // Brings chunk `index` into `out` (its rows in the stored dtype) and returns how many rows it has:
 // from a cache, or by calling `harvest` on the bytes, and on those of chunks that are harvested
-// beside it. Nothing if somebody else harvests it now and this is not to wait. Called by one thread
-// at a time.
+// beside it. Nothing if somebody else still harvests it after `most`; not if that is kPatiently.
+// Called by one thread at a time.
 using FetchChunk = std::function<Result<std::optional<std::uint32_t>>(
-    std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest, bool waits)>;
+    std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest, Duration most)>;
+inline constexpr Duration kPatiently = Duration::max();
 
 // All but `stop` are called by who opens and reads.
 struct StreamEvents {
@@ -83,8 +85,8 @@ class CachedStream final : public RowStream {
   Result<void> begin(Group& group, std::uint64_t pass, std::uint64_t index);
   // A piece more. Returns how many rows were harvested.
   Result<std::uint64_t> bring_piece(Group& group);
-  // This one. Nothing if somebody else harvests its chunk now.
-  Result<std::optional<std::uint64_t>> bring_piece(Group& group, std::size_t number, bool waits);
+  // This one. Nothing if somebody else still harvests its chunk after `most`.
+  Result<std::optional<std::uint64_t>> bring_piece(Group& group, std::size_t number, Duration most);
   // Makes rows of the group readable.
   Result<void> show(std::uint64_t pass, std::uint64_t index);
   Result<void> load(std::uint64_t pass, std::uint64_t index);

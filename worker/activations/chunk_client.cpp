@@ -127,26 +127,34 @@ Result<std::optional<std::uint32_t>> ChunkClient::try_fetch(std::uint32_t index,
   return harvest_and_write(index, out, harvest, true, granted);
 }
 
-Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byte> out,
-                                         const HarvestChunk& harvest,
-                                         const std::function<bool()>& stop,
-                                         std::span<const Beside> beside) {
-  const TimePoint deadline = options_.now() + options_.patience;
+Result<std::optional<std::uint32_t>> ChunkClient::fetch_within(Duration most, std::uint32_t index,
+                                                               std::span<std::byte> out,
+                                                               const HarvestChunk& harvest,
+                                                               const std::function<bool()>& stop,
+                                                               std::span<const Beside> beside) {
+  const TimePoint deadline = options_.now() + most;
   Duration wait = options_.first_wait;
   for (;;) {
     SAE_TRY(const auto rows, try_fetch(index, out, harvest, beside));
-    if (rows) return *rows;
+    if (rows) return rows;
     if (stop && stop()) {
       return fail(ErrorCode::kUnavailable, "stopped while waiting for chunk {}", index);
     }
     const TimePoint now = options_.now();
-    if (now >= deadline) {
-      log::warn("chunks.waited_in_vain stream={} index={}", stream_, index);
-      return harvest_and_write(index, out, harvest, false);
-    }
+    if (now >= deadline) return std::nullopt;
     options_.sleep(std::min(wait, deadline - now));
     wait = std::min(2 * wait, options_.longest_wait);
   }
+}
+
+Result<std::uint32_t> ChunkClient::fetch(std::uint32_t index, std::span<std::byte> out,
+                                         const HarvestChunk& harvest,
+                                         const std::function<bool()>& stop,
+                                         std::span<const Beside> beside) {
+  SAE_TRY(const auto rows, fetch_within(options_.patience, index, out, harvest, stop, beside));
+  if (rows) return *rows;
+  log::warn("chunks.waited_in_vain stream={} index={}", stream_, index);
+  return harvest_and_write(index, out, harvest, false);
 }
 
 Result<void> ChunkClient::write(std::uint32_t index, std::span<const std::byte> bytes,

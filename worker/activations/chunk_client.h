@@ -62,10 +62,12 @@ class ChunkClient {
                               const HarvestChunk& harvest, const std::function<bool()>& stop = {},
                               std::span<const Beside> beside = {});
 
-  // The same without waiting: nothing if another executor harvests the chunk now.
-  Result<std::optional<std::uint32_t>> try_fetch(std::uint32_t index, std::span<std::byte> out,
-                                                 const HarvestChunk& harvest,
-                                                 std::span<const Beside> beside = {});
+  // The same with less patience: nothing if another executor still harvests the chunk after `most`.
+  Result<std::optional<std::uint32_t>> fetch_within(Duration most, std::uint32_t index,
+                                                    std::span<std::byte> out,
+                                                    const HarvestChunk& harvest,
+                                                    const std::function<bool()>& stop = {},
+                                                    std::span<const Beside> beside = {});
 
   // Lets the agent evict the stream. Nothing is fetched after it. The agent's failures do not
   // matter: it frees everything when the connection ends.
@@ -73,6 +75,10 @@ class ChunkClient {
 
  private:
   ChunkClient() = default;
+  // Nothing if another executor harvests the chunk now.
+  Result<std::optional<std::uint32_t>> try_fetch(std::uint32_t index, std::span<std::byte> out,
+                                                 const HarvestChunk& harvest,
+                                                 std::span<const Beside> beside);
   Result<protocol::ChunkReply> ask(protocol::ChunkRequest::Verb verb, std::uint32_t index,
                                    std::uint32_t rows = 0, std::span<const Beside> beside = {});
   Result<std::uint32_t> harvest_and_write(std::uint32_t index, std::span<std::byte> out,

@@ -57,14 +57,14 @@ class ChunkFetcher {
   ChunkFetcher& operator=(const ChunkFetcher&) = delete;
 
   Result<std::optional<std::uint32_t>> fetch(std::uint32_t index, std::span<std::byte> out,
-                                             const HarvestChunk& harvest, bool waits) {
+                                             const HarvestChunk& harvest, Duration most) {
     if (clients_.empty()) connect_all(out.size());
     if (!clients_[0]) return harvest(out, {});
     std::vector<ChunkClient::Beside> beside;
     for (const MemberChunk& chunk : harvester_.beside(index))
       if (auto& client = clients_[chunk.member]) beside.push_back({chunk, &*client});
-    if (!waits) return clients_[0]->try_fetch(index, out, harvest, beside);
-    return clients_[0]->fetch(index, out, harvest, stop_, beside);
+    if (most == kPatiently) return clients_[0]->fetch(index, out, harvest, stop_, beside);
+    return clients_[0]->fetch_within(most, index, out, harvest, stop_, beside);
   }
 
  private:
@@ -155,7 +155,7 @@ Result<std::unique_ptr<CachedStream>> open_stream(const sweeps::StreamSpec& spec
     const auto fetcher =
         std::make_shared<ChunkFetcher>(spec, **harvester, cache_bytes, tools.link, events.stop);
     fetch = [fetcher](std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest,
-                      bool waits) { return fetcher->fetch(index, out, harvest, waits); };
+                      Duration most) { return fetcher->fetch(index, out, harvest, most); };
   }
   return CachedStream::open(spec, std::move(*harvester), std::move(fetch), std::move(events));
 }

@@ -71,7 +71,7 @@ struct CacheEndToEnd : testing::Test {
     const std::string name = sha256(canonical_json(spec.cache_json())).hex();
     return [this, &service, id, cache_bytes, client, name](
                std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest,
-               bool waits) -> Result<std::optional<std::uint32_t>> {
+               Duration most) -> Result<std::optional<std::uint32_t>> {
       const std::size_t row_bytes = 256 * size_of(spec.dtype);
       if (!*client) {
         protocol::ChunkOpen request;
@@ -87,7 +87,7 @@ struct CacheEndToEnd : testing::Test {
                                              return service.handle(id, asked, TimePoint{});
                                            }));
       }
-      if (!waits) return (*client)->try_fetch(index, out, harvest);
+      if (most != kPatiently) return (*client)->fetch_within(most, index, out, harvest);
       return (*client)->fetch(index, out, harvest);
     };
   }

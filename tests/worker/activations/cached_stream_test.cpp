@@ -105,7 +105,7 @@ struct MoodyCache {
 
   FetchChunk fetch() {
     return [this](std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest,
-                  bool) -> Result<std::uint32_t> {
+                  Duration) -> Result<std::uint32_t> {
       const auto row_bytes = static_cast<std::size_t>(kWidth) * 4;
       const auto found = chunks.find(index);
       const std::uint32_t mood = rng.below(8);
@@ -165,7 +165,7 @@ TEST(CachedStream, WithoutACacheEveryPassHarvestsOnceAndWithOneTheFirst) {
   const auto cached = open(
       spec,
       [&](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
-          bool) -> Result<std::uint32_t> {
+          Duration) -> Result<std::uint32_t> {
         auto& [rows, bytes] = chunks[index];
         if (bytes.empty()) {
           SAE_TRY(rows, harvest(out, {}));
@@ -304,10 +304,10 @@ TEST(CachedStream, ChunksThatSomebodyElseHarvestsAreLeftForLater) {
     std::uint32_t left = 0;
     const auto stream = open(spec,
                              [&](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
-                                 bool waits) -> Result<std::optional<std::uint32_t>> {
+                                 Duration most) -> Result<std::optional<std::uint32_t>> {
                                // The first few times that it is asked, each is somebody else's.
-                               if (!waits && left++ < busy) return std::nullopt;
-                               (waits ? waited_for : came).push_back(index);
+                               if (most == Duration::zero() && left++ < busy) return std::nullopt;
+                               (most > Duration::zero() ? waited_for : came).push_back(index);
                                SAE_TRY(const std::uint32_t rows, harvest(out, {}));
                                return rows;
                              });
@@ -330,7 +330,7 @@ TEST(CachedStream, AFailedHarvestIsItsErrorAndTheNextReadTriesAgain) {
   const auto spec = stream_spec(1100, 300);
   const auto stream = open(spec,
                            [&](std::uint32_t, std::span<std::byte> out, const auto& harvest,
-                               bool) -> Result<std::uint32_t> {
+                               Duration) -> Result<std::uint32_t> {
                              if (broken)
                                return fail(ErrorCode::kResourceExhausted, "no memory for this");
                              return harvest(out, {});
@@ -357,7 +357,7 @@ struct ThreadedCache {
 
   FetchChunk fetch() {
     return [this](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
-                  bool) -> Result<std::uint32_t> {
+                  Duration) -> Result<std::uint32_t> {
       const std::lock_guard lock(mutex);
       asked_by.push_back(std::this_thread::get_id());
       changed.notify_all();

@@ -160,13 +160,18 @@ TEST_F(ScriptedChunks, WhileAnotherHarvestsItWaitsLongerAndLongerAndThenReads) {
               ElementsAre(2ms, 4ms, 8ms, 16ms, 32ms, 64ms, 128ms, 250ms, 250ms, 250ms));
 }
 
-TEST_F(ScriptedChunks, WithoutWaitingThereIsNothingWhileAnotherHarvestsIt) {
-  agent.script = {{ChunkReply::MISSING}, {ChunkReply::BUSY}, {ChunkReply::OK, 1, 'o'}};
+TEST_F(ScriptedChunks, WithLittlePatienceThereIsNothingWhileAnotherHarvestsIt) {
+  agent.script.clear();
+  for (int i = 0; i < 100; ++i)
+    agent.script.push_back({i % 2 == 0 ? ChunkReply::MISSING : ChunkReply::BUSY});
   ChunkClient client = agent.client();
-  EXPECT_EQ(client.try_fetch(4, out, harvest()).value(), std::nullopt);
-  EXPECT_EQ(client.try_fetch(4, out, harvest()).value(), 1u);
-  EXPECT_EQ(harvests, 0);
+  EXPECT_EQ(client.fetch_within(0ms, 4, out, harvest()).value(), std::nullopt);
   EXPECT_TRUE(agent.slept.empty());
+  EXPECT_EQ(client.fetch_within(5ms, 4, out, harvest()).value(), std::nullopt);
+  EXPECT_THAT(agent.slept, ElementsAre(2ms, 3ms));
+  agent.script = {{ChunkReply::OK, 1, 'o'}};
+  EXPECT_EQ(client.fetch_within(0ms, 4, out, harvest()).value(), 1u);
+  EXPECT_EQ(harvests, 0);
 }
 
 TEST_F(ScriptedChunks, AClaimThatRanOutIsTakenOver) {

@@ -199,7 +199,7 @@ TEST(FilteredStream, DropsByNormChunkByChunkWhateverTheCacheHas) {
   StreamEvents events;
   events.harvested = [&](std::uint64_t rows) { harvested += rows; };
   const FetchChunk fetch = [&](std::uint32_t index, std::span<std::byte> out, const auto& harvest,
-                               bool) -> Result<std::uint32_t> {
+                               Duration) -> Result<std::uint32_t> {
     if (!cache.contains(index)) {
       SAE_TRY(cached_rows[index], harvest(out, {}));
       cache[index].assign(out.begin(), out.end());
