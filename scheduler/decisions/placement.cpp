@@ -199,6 +199,20 @@ class Placer {
       : state_(state), now_(now), decision_(decision), next_run_(state.meta().last_run() + 1) {}
 
   void place() {
+    lease();
+    for (const Reading& reading : reading_) add_siblings(reading);
+  }
+
+ private:
+  using GroupKey = SweepState::GroupKey;
+  // A run of a stream with siblings that is granted now.
+  struct Reading {
+    std::string session;
+    const journal::TaskSpec* task;
+    std::size_t reply;  // its number in the decision
+  };
+
+  void lease() {
     rooms_ = survey(state_, now_);
     if (const Task* task = overtaken(state_, now_)) {
       overtaken_ = task;
@@ -218,9 +232,6 @@ class Placer {
     while (free_ > 0)
       if (!place_next()) return;
   }
-
- private:
-  using GroupKey = SweepState::GroupKey;
 
   // Tasks of one group that one sweep pays for, in order.
   struct Queue {
@@ -435,7 +446,8 @@ class Placer {
     run.set_memory_bytes(memory_bytes);
     run.set_cache_bytes(sweep.cache_bytes());
     add_chunk_source(room.session, members[0]->spec().stream(), run);
-    add_siblings(room.session, members[0]->spec(), run);
+    if (!members[0]->spec().stream_family().empty())
+      reading_.push_back({room.session, &members[0]->spec(), decision_.replies.size()});
     for (const Task* task : members) {
       auto& one = *granted.add_grants();
       one.set_task(task->spec().id());
@@ -457,17 +469,20 @@ class Placer {
     named.set_server_key(source->second.chunks_key);
   }
 
-  // But those of which another worker has more, or which it makes.
-  void add_siblings(const std::string& session, const journal::TaskSpec& own, protocol::Run& run) {
-    for (const auto& [stream, demand] : state_.demand_of(own.stream_family())) {
-      if (stream == own.stream()) continue;
+  // Those that no other worker runs, has more of or makes: who runs a stream harvests it itself, so
+  // that all are busy.
+  void add_siblings(const Reading& reading) {
+    protocol::Run& run =
+        *std::get<protocol::Assign>(decision_.replies[reading.reply].body).mutable_runs(0);
+    for (const auto& [stream, demand] : state_.demand_of(reading.task->stream_family())) {
+      if (stream == reading.task->stream()) continue;
       const auto begun = begun_.find(stream);
-      if (chunk_source_of(state_, session, stream, begun == begun_.end() ? nullptr : &begun->second,
-                          now_) != nullptr)
+      if (chunk_source_of(state_, reading.session, stream,
+                          begun == begun_.end() ? nullptr : &begun->second, now_) != nullptr)
         continue;
       const auto spec = parse_json(demand.one->spec());
       if (!spec || !spec->contains("stream")) continue;  // no sweep file says such a thing
-      begun_.try_emplace(stream, session);
+      begun_.try_emplace(stream, reading.session);
       run.add_siblings(canonical_json((*spec)["stream"]));
     }
   }
@@ -518,6 +533,7 @@ class Placer {
   std::map<GroupKey, Group> groups_;
   std::vector<double> taken_;                 // slots, by desk
   std::map<std::string, std::string> begun_;  // by stream: whose run of it is the first granted now
+  std::vector<Reading> reading_;
 };
 
 }  // namespace

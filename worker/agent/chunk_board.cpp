@@ -84,6 +84,11 @@ void ChunkBoard::note_ahead(protocol::ChunkSource node) {
   ahead_.insert_or_assign(std::move(stream), std::move(node));
 }
 
+bool ChunkBoard::is_ahead(const std::string& stream) const {
+  const std::lock_guard lock(mutex_);
+  return ahead_.contains(stream);
+}
+
 std::optional<protocol::ChunkSource> ChunkBoard::take_ahead(const std::string& stream) {
   const std::lock_guard lock(mutex_);
   const auto found = ahead_.find(stream);

@@ -61,6 +61,7 @@ class ChunkBoard {
   // Another node asked for a chunk of the stream that is not here and that nobody here harvests: it
   // is going to, so it is ahead of us.
   void note_ahead(protocol::ChunkSource node);
+  bool is_ahead(const std::string& stream) const;
   // The last one, once.
   std::optional<protocol::ChunkSource> take_ahead(const std::string& stream);
 

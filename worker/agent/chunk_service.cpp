@@ -222,6 +222,8 @@ void ChunkService::claim_beside(ConnectionId connection, const ChunkRequest& req
       log::warn("chunks.malformed connection={} beside={}", connection, chunk.first);
       continue;
     }
+    // Another node has begun to harvest the stream: it is not to be done twice.
+    if (board_ != nullptr && board_->is_ahead(chunk.first)) continue;
     if (found->second.pin && is_missing(found->second, chunk) &&
         claim(found->second, connection, chunk, now) == ChunkReply::OK)
       reply.add_granted(static_cast<std::uint32_t>(i));

@@ -9,10 +9,10 @@
 //     OK with rows; MISSING; CORRUPT (harvest it again, the write replaces it)
 //   CLAIM(index, beside)
 //     OK: yours to harvest, and of `beside`, chunks of streams that the connection has open, those
-//     that are not there and nobody else's: all in one moment, so that two executors do not each
-//     take what the other would have brought along. BUSY: somebody has just written it or is
-//     harvesting it, read again later. A claim ends with the write, RELEASE, CLOSE, its connection,
-//     or after `claim_term`, when others may take it over
+//     that are not there and nobody else's (on another node: that we know of): all in one moment,
+//     so that two executors do not each take what the other would have brought along. BUSY:
+//     somebody has just written it or is harvesting it, read again later. A claim ends with the
+//     write, RELEASE, CLOSE, its connection, or after `claim_term`, when others may take it over
 //   WRITE(index, slot, rows)
 //     OK; FULL: not stored (no budget, or the disk is full), train from the slot
 //   RELEASE(index)

@@ -7,108 +7,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <condition_variable>
-#include <cstring>
 #include <fstream>
-#include <map>
-#include <mutex>
-#include <thread>
 
 #include "core/files.h"
-#include "core/philox.h"
 #include "tests/support/temp_dir.h"
-#include "worker/activations/chunk_client.h"
+#include "tests/worker/agent/chunk_words.h"
 
 namespace saesweep::agent {
 namespace {
 
-using protocol::ChunkReply;
-using protocol::ChunkRequest;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using namespace std::chrono_literals;
-
-constexpr std::uint32_t kRows = 32, kWidth = 16;
-constexpr std::size_t kRowBytes = kWidth * 2, kChunkBytes = kRows * kRowBytes;
-constexpr std::uint64_t kPlenty = std::uint64_t{1} << 30;
-const TimePoint kStart{};
-
-protocol::ChunkOpen open_request(std::string stream = "stream",
-                                 std::uint64_t cache_bytes = kPlenty) {
-  protocol::ChunkOpen request;
-  request.set_stream(std::move(stream));
-  request.set_cache_bytes(cache_bytes);
-  request.set_rows_per_chunk(kRows);
-  request.set_d_in(kWidth);
-  request.set_dtype(static_cast<std::uint32_t>(DType::kBFloat16));
-  return request;
-}
-
-// What a harvest of chunk `index` gives; the last row count is index-dependent.
-std::uint32_t rows_of(std::uint32_t index) { return kRows - index % 3; }
-std::vector<std::byte> values_of(std::uint32_t index) {
-  Rng rng(5, "test.chunk_service", index);
-  std::vector<std::byte> values(rows_of(index) * kRowBytes);
-  for (std::byte& value : values) value = static_cast<std::byte>(rng.below(256));
-  return values;
-}
-
-// An executor as the service sees it.
-struct Executor {
-  ChunkService& service;
-  ConnectionId id;
-  TimePoint now = kStart;
-  OwnedFd descriptor{};
-  std::byte* memory = nullptr;
-
-  Executor(ChunkService& to, ConnectionId connection,
-           const protocol::ChunkOpen& request = open_request())
-      : service(to), id(connection) {
-    auto opened = service.open(id, request);
-    EXPECT_EQ(opened.message.problem(), "");
-    EXPECT_EQ(opened.message.slot_bytes(), kChunkBytes);
-    descriptor = std::move(opened.memory);
-    memory =
-        static_cast<std::byte*>(::mmap(nullptr, opened.message.slots() * kChunkBytes,
-                                       PROT_READ | PROT_WRITE, MAP_SHARED, descriptor.get(), 0));
-  }
-  ~Executor() { ::munmap(memory, ChunkService::kSlots * kChunkBytes); }
-
-  ChunkReply ask(ChunkRequest::Verb verb, std::uint32_t index, std::uint32_t slot = 0,
-                 std::uint32_t rows = 0, std::string stream = "stream") {
-    ChunkRequest request;
-    request.set_id(77);
-    request.set_stream(std::move(stream));
-    request.set_verb(verb);
-    request.set_index(index);
-    request.set_slot(slot);
-    request.set_rows(rows);
-    const ChunkReply reply = service.handle(id, request, now);
-    EXPECT_EQ(reply.id(), 77u);
-    return reply;
-  }
-  ChunkReply::Status read(std::uint32_t index, std::uint32_t slot = 0) {
-    return ask(ChunkRequest::READ, index, slot).status();
-  }
-  ChunkReply::Status claim(std::uint32_t index) { return ask(ChunkRequest::CLAIM, index).status(); }
-  ChunkReply::Status release(std::uint32_t index) {
-    return ask(ChunkRequest::RELEASE, index).status();
-  }
-  ChunkReply::Status write(std::uint32_t index, std::uint32_t slot = 0) {
-    const auto values = values_of(index);
-    std::memcpy(memory + slot * kChunkBytes, values.data(), values.size());
-    return ask(ChunkRequest::WRITE, index, slot, rows_of(index)).status();
-  }
-  std::vector<std::byte> slot(std::uint32_t slot, std::size_t bytes) const {
-    return {memory + slot * kChunkBytes, memory + slot * kChunkBytes + bytes};
-  }
-};
-
-storage::ActivationCache open_cache(const std::filesystem::path& directory) {
-  return storage::ActivationCache::open(directory, storage::ActivationCache::kUnlimited,
-                                        {.min_free_bytes = 0})
-      .value();
-}
 
 struct ChunkServiceTest : testing::Test {
   test::TempDir dir;
@@ -156,6 +66,20 @@ TEST_F(ChunkServiceTest, WhatLiesInTheCacheFromBeforeIsNotGrantedBesideAClaim) {
   }
   Executor a(service, 1), sibling(service, 1, open_request("sibling"));
   EXPECT_THAT(granted(a, "stream", 4, {{"sibling", 4}, {"sibling", 5}}), ElementsAre(1));
+}
+
+TEST_F(ChunkServiceTest, WhatAnotherNodeHasBegunToHarvestIsNotGrantedBesideAClaim) {
+  ChunkBoard board;
+  ChunkFetching fetching(board);
+  service.join_others(board, fetching);
+  Executor a(service, 1), sibling(service, 1, open_request("sibling"));
+  EXPECT_THAT(granted(a, "stream", 4, {{"sibling", 4}}), ElementsAre(0));
+  protocol::ChunkSource node;
+  node.set_stream("sibling");
+  node.set_endpoint("tcp://127.0.0.1:1");
+  board.note_ahead(node);
+  EXPECT_THAT(granted(a, "stream", 5, {{"sibling", 5}}), ElementsAre());
+  service.close(1);
 }
 
 TEST_F(ChunkServiceTest, NothingIsGrantedOfAStreamThatIsNotOpenOrNotCached) {
@@ -380,217 +304,6 @@ TEST_F(ChunkServiceTest, StreamsThatCannotBeAreRefusedWithTheProblem) {
   EXPECT_THAT(problem([](auto& r) { r.set_rows_per_chunk(0xffffffff), r.set_d_in(0xffffffff); }),
               HasSubstr("[4294967295, 4294967295]"));
   EXPECT_THAT(problem([](auto& r) { r.set_stream("default"); }), HasSubstr("no name"));
-}
-
-// ---- with the client ----------------------------------------------------------------------------
-
-// A service that several threads may talk to, as the agent's loop serialises them.
-struct SharedService {
-  explicit SharedService(storage::ActivationCache* cache, Duration term = 60s)
-      : service(cache, term) {}
-
-  worker::ChunkClient client(ConnectionId id, worker::ChunkClientOptions options = {},
-                             std::uint64_t cache_bytes = kPlenty) {
-    const std::lock_guard lock(mutex);
-    auto opened = service.open(id, open_request("stream", cache_bytes));
-    return worker::ChunkClient::open(
-               "stream", opened.message, opened.memory.get(), kRowBytes,
-               [this, id](const ChunkRequest& request) -> Result<ChunkReply> {
-                 const std::lock_guard asking(mutex);
-                 if (dead) return fail(ErrorCode::kUnavailable, "the agent is gone");
-                 return service.handle(id, request, now);
-               },
-               std::move(options))
-        .value();
-  }
-
-  std::mutex mutex;
-  ChunkService service;
-  TimePoint now = kStart;
-  bool dead = false;
-};
-
-Result<std::uint32_t> harvest_into(std::span<std::byte> out, std::uint32_t index) {
-  const auto values = values_of(index);
-  std::memcpy(out.data(), values.data(), values.size());
-  return rows_of(index);
-}
-
-const worker::HarvestChunk kNeverHarvest = [](std::span<std::byte>, std::span<worker::ChunkOrder>) {
-  ADD_FAILURE() << "harvested";
-  return Result<std::uint32_t>(0);
-};
-
-struct ChunkClientTest : testing::Test {
-  test::TempDir dir;
-  storage::ActivationCache cache = open_cache(dir.path() / "cache");
-  SharedService shared{&cache};
-  std::vector<std::byte> out{kChunkBytes};
-
-  std::vector<std::byte> front(std::uint32_t rows) const {
-    return {out.begin(), out.begin() + rows * kRowBytes};
-  }
-};
-
-TEST_F(ChunkClientTest, AChunkIsHarvestedOnceAndThenRead) {
-  auto client = shared.client(1);
-  int harvests = 0;
-  for (int pass = 0; pass < 3; ++pass) {
-    for (std::uint32_t index = 0; index < 5; ++index) {
-      std::fill(out.begin(), out.end(), std::byte{0});
-      const auto rows = client.fetch(index, out, [&](std::span<std::byte> to, auto) {
-        ++harvests;
-        return harvest_into(to, index);
-      });
-      ASSERT_EQ(*rows, rows_of(index));
-      EXPECT_EQ(front(*rows), values_of(index));
-    }
-  }
-  EXPECT_EQ(harvests, 5);
-}
-
-TEST_F(ChunkClientTest, ThreeExecutorsHarvestEachChunkExactlyOnce) {
-  constexpr std::uint32_t kChunks = 40;
-  std::mutex mutex;
-  std::map<std::uint32_t, int> harvests;
-  std::vector<worker::ChunkClient> clients;
-  for (ConnectionId id = 0; id < 3; ++id) {
-    clients.push_back(shared.client(id, {.sleep = [](Duration) { std::this_thread::yield(); }}));
-  }
-  {
-    std::vector<std::jthread> executors;
-    for (unsigned t = 0; t < 3; ++t) {
-      executors.emplace_back([&, t] {
-        std::vector<std::byte> mine(kChunkBytes);
-        const Permutation order(kChunks, 1, "test.order", t == 2 ? 1 : 0);  // two go in step
-        for (std::uint32_t i = 0; i < kChunks; ++i) {
-          const auto index = static_cast<std::uint32_t>(order(i));
-          const auto rows = clients[t].fetch(index, mine, [&](std::span<std::byte> to, auto) {
-            const std::lock_guard lock(mutex);
-            ++harvests[index];
-            return harvest_into(to, index);
-          });
-          ASSERT_TRUE(rows) << rows.error().message;
-          const auto values = values_of(index);
-          EXPECT_EQ(*rows, rows_of(index));
-          EXPECT_TRUE(std::equal(values.begin(), values.end(), mine.begin())) << index;
-        }
-      });
-    }
-  }
-  EXPECT_EQ(harvests.size(), kChunks);
-  for (const auto& [index, times] : harvests) EXPECT_EQ(times, 1) << "chunk " << index;
-}
-
-TEST_F(ChunkClientTest, TheChunkOfADyingExecutorIsTakenOver) {
-  auto dying = shared.client(1);
-  int waits = 0;
-  auto client = shared.client(2, {.sleep = [&](Duration) {
-                                if (++waits == 3) {
-                                  const std::lock_guard lock(shared.mutex);
-                                  shared.service.close(1);
-                                }
-                              }});
-  std::vector<std::byte> other(kChunkBytes);
-  const auto died = dying.fetch(0, other, [&](auto, auto) -> Result<std::uint32_t> {
-    // While it harvests, the other waits, and then it is gone.
-    const auto rows =
-        client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
-    EXPECT_EQ(*rows, rows_of(0));
-    return fail(ErrorCode::kUnavailable, "killed");
-  });
-  EXPECT_FALSE(died);
-  EXPECT_EQ(waits, 3);
-  EXPECT_EQ(front(rows_of(0)), values_of(0));
-}
-
-TEST_F(ChunkClientTest, TheChunkOfASilentExecutorIsTakenOverAfterTheTerm) {
-  auto silent = shared.client(1);
-  auto client = shared.client(2, {.sleep = [&](Duration) { shared.now += 20s; }});
-  std::vector<std::byte> other(kChunkBytes);
-  (void)silent.fetch(0, other, [&](auto, auto) -> Result<std::uint32_t> {
-    EXPECT_TRUE(
-        client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); }));
-    EXPECT_EQ(shared.now, kStart + 60s);
-    return fail(ErrorCode::kUnavailable, "too late");
-  });
-}
-
-TEST_F(ChunkClientTest, OutOfPatienceItHarvestsAnyway) {
-  Executor holder(shared.service, 1);
-  ASSERT_EQ(holder.claim(0), ChunkReply::OK);
-  TimePoint now = kStart;
-  std::vector<Duration> waits;
-  auto client = shared.client(2, {.patience = 100ms,
-                                  .first_wait = 10ms,
-                                  .longest_wait = 40ms,
-                                  .now = [&] { return now; },
-                                  .sleep =
-                                      [&](Duration wait) {
-                                        waits.push_back(wait);
-                                        now += wait;
-                                      }});
-  const auto rows =
-      client.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
-  EXPECT_EQ(*rows, rows_of(0));
-  EXPECT_THAT(waits, testing::ElementsAre(10ms, 20ms, 40ms, 30ms));
-}
-
-TEST_F(ChunkClientTest, WaitingEndsWhenToldToStop) {
-  Executor holder(shared.service, 1);
-  ASSERT_EQ(holder.claim(0), ChunkReply::OK);
-  int waits = 0;
-  auto client = shared.client(2, {.sleep = [&](Duration) { ++waits; }});
-  const auto rows = client.fetch(0, out, kNeverHarvest, [&] { return waits == 2; });
-  EXPECT_EQ(rows.error().code, ErrorCode::kUnavailable);
-}
-
-TEST_F(ChunkClientTest, AFailedHarvestIsReportedAndLeavesTheChunkToOthers) {
-  auto a = shared.client(1), b = shared.client(2);
-  const auto failed = a.fetch(0, out, [](auto, auto) -> Result<std::uint32_t> {
-    return fail(ErrorCode::kResourceExhausted, "out of memory");
-  });
-  EXPECT_EQ(failed.error().code, ErrorCode::kResourceExhausted);
-  const auto rows =
-      b.fetch(0, out, [&](std::span<std::byte> to, auto) { return harvest_into(to, 0); });
-  EXPECT_EQ(*rows, rows_of(0));
-}
-
-TEST_F(ChunkClientTest, WithoutACacheEveryFetchHarvests) {
-  auto client = shared.client(1, {}, 0);
-  int harvests = 0;
-  for (int pass = 0; pass < 2; ++pass) {
-    const auto rows = client.fetch(0, out, [&](std::span<std::byte> to, auto) {
-      ++harvests;
-      return harvest_into(to, 0);
-    });
-    EXPECT_EQ(*rows, rows_of(0));
-    EXPECT_EQ(front(*rows), values_of(0));
-  }
-  EXPECT_EQ(harvests, 2);
-  EXPECT_EQ(shared.service.counters().refused_writes, 2u);
-}
-
-TEST_F(ChunkClientTest, TheDeathOfTheAgentIsAnError) {
-  auto client = shared.client(1);
-  shared.dead = true;
-  EXPECT_EQ(client.fetch(0, out, kNeverHarvest).error().code, ErrorCode::kUnavailable);
-}
-
-TEST_F(ChunkClientTest, SlotsThatDoNotFitTheMemoryAreRefused) {
-  auto opened = shared.service.open(1, open_request());
-  const auto code = [&](const protocol::ChunkOpened& message, std::size_t row_bytes) {
-    return worker::ChunkClient::open("stream", message, opened.memory.get(), row_bytes, {})
-        .error()
-        .code;
-  };
-  protocol::ChunkOpened more = opened.message;
-  more.set_slots(more.slots() + 1);
-  EXPECT_EQ(code(more, kRowBytes), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code(opened.message, kChunkBytes + 1), ErrorCode::kInvalidArgument);
-  protocol::ChunkOpened refused;
-  refused.set_problem("no");
-  EXPECT_EQ(code(refused, kRowBytes), ErrorCode::kInvalidArgument);
 }
 
 }  // namespace
