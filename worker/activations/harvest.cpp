@@ -63,16 +63,8 @@ class ModelHarvester final : public Harvester {
     if (member.documents_per_chunk != members_[0].documents_per_chunk &&
         !model_->rows_stand_alone())
       return false;
-    // Filters by norm may leave fewer rows, and then it needs a few chunks more than these.
-    const auto plan = ChunkPlan::make(
-        stream, *documents_, member.width, [&](const ChunkPlan& grid, std::uint32_t chunk) {
-          std::uint64_t rows = 0;
-          for (const std::uint64_t document : grid.documents_of(chunk))
-            rows += member.filter.rows(*documents_, document);
-          return Result<std::uint64_t>(rows);
-        });
-    if (!plan) return false;
-    member.chunks = plan->chunks();
+    member.chunks = chunks_of(member);
+    if (member.chunks == 0) return false;
     members_.push_back(std::move(member));
     return true;
   }
@@ -146,6 +138,23 @@ class ModelHarvester final : public Harvester {
             .width = width,
             .filter = RowFilter(spec.filters, widths_of(*model_, hooks)),
             .documents_per_chunk = ChunkPlan::documents_per_chunk(spec, *documents_, width)};
+  }
+
+  // How many a sibling needs; 0 if there are too few documents. Filters by norm may leave fewer
+  // rows, and then it needs a few more.
+  std::uint64_t chunks_of(const Member& member) const {
+    for (const Member& other : std::span(members_).subspan(1))
+      if (other.spec.tokens == member.spec.tokens &&
+          other.documents_per_chunk == member.documents_per_chunk)
+        return other.chunks;
+    const auto plan = ChunkPlan::make(
+        member.spec, *documents_, member.width, [&](const ChunkPlan& grid, std::uint32_t chunk) {
+          std::uint64_t rows = 0;
+          for (const std::uint64_t document : grid.documents_of(chunk))
+            rows += member.filter.rows(*documents_, document);
+          return Result<std::uint64_t>(rows);
+        });
+    return plan ? plan->chunks() : 0;
   }
 
   void fill(const ChunkPlan& plan, std::span<ChunkOrder* const> orders) const {
