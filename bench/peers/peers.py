@@ -4,7 +4,7 @@ what training arrives at, harvesting beside transformers. See README.md for what
 and what is compared.
 
     peers.py train [--n 1 4 16] [--arch topk batchtopk standard jumprelu] [--precision fp32 bf16]
-    peers.py quality [--arch ...] [--precision ...] [--seeds 3]
+    peers.py quality [--on planted othello] [--arch ...] [--precision ...] [--seeds 3]
     peers.py harvest [--precision fp32 bf16]
 """
 
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -157,143 +158,226 @@ def train(options):
 
 # ---- what training arrives at -------------------------------------------------------------------
 
-QUALITY = {"d": 64, "features": 256, "active": 8, "rows": 1 << 18, "held_out": 1 << 14}
-QUALITY_RUN = {"d_sae": 512, "batch": 512, "steps": 4000, "lr": 1e-3, "warmup": 200,
-               "sparsity_warmup": 1000, "decay": 3200}
+QUALITY = {"rows": 1 << 18, "d_sae": 512, "batch": 512, "steps": 4000, "lr": 1e-3, "warmup": 200,
+           "sparsity_warmup": 1000, "decay": 3200, "dead_after": 200_000}
 QUALITY_KEYS = {"topk": {"k": 16}, "batchtopk": {"k": 16}, "standard": {"l1": 0.1},
                 "jumprelu": {"l0_target": 16}}
 
 
-def planted_rows(count, seed):
-    """Sums of about 8 of 256 planted directions, of mean square norm 1: [count, 64] fp32."""
-    import torch
+class Planted:
+    """Sums of about 8 of 256 planted directions in 64 dimensions, of mean square norm 1."""
 
-    d, features = QUALITY["d"], QUALITY["features"]
-    planted = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(torch.randn(features, d, generator=planted), dim=1)
-    drawn = torch.Generator().manual_seed(seed)
-    active = torch.rand(count, features, generator=drawn) < QUALITY["active"] / features
-    rows = (active * (0.5 + torch.rand(count, features, generator=drawn))) @ directions
-    return rows / rows.square().sum(1).mean().sqrt()
+    def __init__(self):
+        rows = self.sums(QUALITY["rows"], 1)
+        self.norm = rows.square().sum(1).mean().sqrt()
+        self.rows, self.held_out = rows / self.norm, self.sums(1 << 14, 2) / self.norm
+
+    @staticmethod
+    def sums(count, seed):
+        import torch
+
+        planted = torch.Generator().manual_seed(0)
+        directions = torch.nn.functional.normalize(torch.randn(256, 64, generator=planted), dim=1)
+        drawn = torch.Generator().manual_seed(seed)
+        active = torch.rand(count, 256, generator=drawn) < 8 / 256
+        return (active * (0.5 + torch.rand(count, 256, generator=drawn))) @ directions
+
+    def loss_recovered(self, _reconstruct):
+        return float("nan")  # there is no model
 
 
-def fve_and_l0(rows, encoded, decoded):
-    residual = (rows - decoded).square().sum()
+class Othello:
+    """blocks.2.hook_resid_post of sweeps/models/othello-6x6, of mean square norm 1."""
+
+    def __init__(self):
+        import torch
+        from transformers import GPT2LMHeadModel
+
+        self.model = GPT2LMHeadModel.from_pretrained(ROOT / "sweeps/models/othello-6x6").eval()
+        script = importlib.util.spec_from_file_location(
+            "games", ROOT / "tests/scripts/check_with_transformers.py")
+        games = importlib.util.module_from_spec(script)
+        script.loader.exec_module(games)
+        self.chance, self.game = random.Random(0), games.uniform_game
+        harvested, count = [], 0
+        while count < QUALITY["rows"]:
+            inputs, targets = self.games(512)
+            harvested.append(self.run(inputs)[1][targets >= 0])
+            count += len(harvested[-1])
+        rows = torch.cat(harvested)[: QUALITY["rows"]]
+        self.norm = rows.square().sum(1).mean().sqrt()
+        self.inputs, self.targets = self.games(1024)
+        self.clean, self.x = self.run(self.inputs)
+        self.zero = self.run(self.inputs, torch.zeros_like(self.x))[0]
+        self.rows, self.held_out = rows / self.norm, self.x[self.targets >= 0] / self.norm
+
+    def games(self, count):
+        """Moves and, of each, the next; -100 where there is none."""
+        import torch
+
+        centre = (14, 15, 20, 21)
+        token = {square: number for number, square in
+                 enumerate((s for s in range(36) if s not in centre), start=1)}
+        inputs = torch.zeros(count, 31, dtype=torch.long)
+        targets = torch.full((count, 31), -100)
+        for game in range(count):
+            moves = torch.tensor([token[move] for move in self.game(6, self.chance)[0]])
+            inputs[game, : len(moves) - 1] = moves[:-1]
+            targets[game, : len(moves) - 1] = moves[1:]
+        return inputs, targets
+
+    def run(self, inputs, replaced=None):
+        """Logits, and what the hook had before it was replaced."""
+        import torch
+
+        seen = []
+
+        def hook(_block, _inputs, output):
+            seen.append(output)
+            return replaced
+
+        handle = self.model.transformer.h[2].register_forward_hook(hook)
+        with torch.no_grad():
+            logits = self.model(inputs).logits
+        handle.remove()
+        return logits, seen[0]
+
+    def loss_recovered(self, reconstruct):
+        """As core.ce_loss_score: of the loss that zeros in place of x cost."""
+        from torch.nn.functional import cross_entropy
+
+        spliced = self.x.clone()
+        spliced[self.targets >= 0] = reconstruct(self.held_out) * self.norm
+        zero, with_sae, clean = (
+            cross_entropy(logits.flatten(0, 1), self.targets.flatten()).item()
+            for logits in (self.zero, self.run(self.inputs, spliced)[0], self.clean))
+        return (zero - with_sae) / (zero - clean)
+
+
+def score(data, encode, decode):
+    rows, encoded = data.held_out, encode(data.held_out)
+    residual = (rows - decode(encoded)).square().sum()
     total = (rows - rows.mean(0)).square().sum()
-    return float(1 - residual / total), float((encoded != 0).float().sum(1).mean())
+    return {"fve": float(1 - residual / total),
+            "l0": float((encoded != 0).float().sum(1).mean()),
+            "loss_recovered": data.loss_recovered(lambda x: decode(encode(x)))}
 
 
-def quality_of_peer(trainers, arch, seed, rows, held_out):
+def quality_of_peer(trainers, arch, seed, data):
     import torch
 
-    run, kind = QUALITY_RUN, trainers[arch][0]
+    run, kind = QUALITY, trainers[arch][0]
     keys = {"l1_penalty" if key == "l1" else "target_l0" if key == "l0_target" else key: value
             for key, value in QUALITY_KEYS[arch].items()}
     if "k" not in keys:
         keys["sparsity_warmup_steps"] = run["sparsity_warmup"]
+    torch.manual_seed(seed)  # JumpReluTrainer does not use the seed that it is given
     trainer = kind(
-        steps=run["steps"], activation_dim=QUALITY["d"], dict_size=run["d_sae"], layer=0,
+        steps=run["steps"], activation_dim=data.rows.shape[1], dict_size=run["d_sae"], layer=0,
         lm_name="none", device="cpu", seed=seed, lr=run["lr"], warmup_steps=run["warmup"],
         decay_start=run["decay"], **keys,
     )
+    if "k" in keys:
+        trainer.dead_feature_threshold = run["dead_after"]
     shuffled = torch.Generator().manual_seed(seed)
     step = 0
     while step < run["steps"]:
-        for chosen in torch.randperm(len(rows), generator=shuffled).split(run["batch"]):
+        for chosen in torch.randperm(len(data.rows), generator=shuffled).split(run["batch"]):
             if step == run["steps"]:
                 break
-            trainer.update(step, rows[chosen])
+            trainer.update(step, data.rows[chosen])
             step += 1
+    how = {"topk": {"use_threshold": False}, "batchtopk": {"use_threshold": True}}.get(arch, {})
     with torch.no_grad():
-        if arch == "batchtopk":
-            encoded = trainer.ae.encode(held_out, use_threshold=True)
-        elif arch == "topk":
-            encoded = trainer.ae.encode(held_out, use_threshold=False)
-        else:
-            encoded = trainer.ae.encode(held_out)
-        return fve_and_l0(held_out, encoded, trainer.ae.decode(encoded))
+        return score(data, lambda x: trainer.ae.encode(x, **how), trainer.ae.decode)
 
 
-def quality_of_ours(folder, held_out):
+def quality_of_ours(folder, data):
     """As the README says that an exported SAE is read."""
     from safetensors.torch import load_file
 
     sae = load_file(folder / "sae.safetensors")
     config = json.loads((folder / "config.json").read_text())
     arch = config["architecture"]
-    read = held_out if arch == "jumprelu" else held_out - sae["b_dec"]
-    encoded = read @ sae["W_enc"].T + sae["b_enc"]
-    if arch != "jumprelu":
-        encoded = encoded.relu()
-    if arch == "topk":
-        kept = encoded.topk(config["parameters"]["k"], dim=1)
-        encoded = encoded.new_zeros(encoded.shape).scatter_(1, kept.indices, kept.values)
-    elif "threshold" in sae:
-        encoded = encoded * (encoded > sae["threshold"])
-    return fve_and_l0(held_out, encoded, encoded @ sae["W_dec"] + sae["b_dec"])
+
+    def encode(x):
+        read = x if arch == "jumprelu" else x - sae["b_dec"]
+        encoded = read @ sae["W_enc"].T + sae["b_enc"]
+        if arch != "jumprelu":
+            encoded = encoded.relu()
+        if arch == "topk":
+            kept = encoded.topk(config["parameters"]["k"], dim=1)
+            return encoded.new_zeros(encoded.shape).scatter_(1, kept.indices, kept.values)
+        return encoded * (encoded > sae["threshold"]) if "threshold" in sae else encoded
+
+    return arch, score(data, encode, lambda f: f @ sae["W_dec"] + sae["b_dec"])
 
 
-def train_ours(options, folder, seeds):
-    run = QUALITY_RUN
+def train_ours(options, folder, precision, seed):
+    """Folders of trials whose initialisation and order of rows are those of the seed."""
+    run = QUALITY
     families = []
     for arch in options.arch:
         keys = dict(QUALITY_KEYS[arch], arch=arch)
-        if "k" not in keys:
+        if "k" in keys:
+            keys["dead_after_tokens"] = run["dead_after"]
+        else:
             keys["sparsity_warmup_steps"] = run["sparsity_warmup"]
         families.append(keys)
-    for precision in options.precision:
-        sweep = {
-            "name": f"quality-{precision}",
-            "data": {"source": "activations", "path": str(folder / "rows.safetensors"),
-                     "tensor": "x"},
-            "activations": {"tokens": QUALITY["rows"] * 49 // 50, "dtype": "fp32",
-                            "normalize": "none", "holdout": "2%"},
-            "train": {"tokens": run["steps"] * run["batch"], "batch": run["batch"],
-                      "d_sae": run["d_sae"], "lr": run["lr"], "warmup_steps": run["warmup"],
-                      "decay_start": run["decay"], "device": "cpu", "precision": precision,
-                      "seed": list(range(seeds))},
-            "trials": families,
-            "evaluate": [{"core": {"tokens": "2k"}}],
-        }
-        path = folder / f"{sweep['name']}.yaml"
-        path.write_text(json.dumps(sweep))  # every JSON is YAML
-        done = subprocess.run(
-            [options.saesweep, "run", path, "--state", folder / "state", "--out",
-             folder / precision],
-            capture_output=True, text=True,
-        )
-        if done.returncode != 0:
-            sys.exit(f"saesweep run: {done.stderr or done.stdout}")
-        for trial in (folder / precision).rglob("sae.safetensors"):
-            yield precision, trial.parent
+    name = f"quality-{precision}-{seed}"
+    sweep = {
+        "name": name,
+        "data": {"source": "activations", "path": str(folder / "rows.safetensors"), "tensor": "x"},
+        "activations": {"tokens": run["rows"], "dtype": "fp32", "normalize": "none",
+                        "holdout": "0%", "seed": seed},
+        "train": {"tokens": run["steps"] * run["batch"], "batch": run["batch"],
+                  "d_sae": run["d_sae"], "lr": run["lr"], "warmup_steps": run["warmup"],
+                  "decay_start": run["decay"], "device": "cpu", "precision": precision,
+                  "seed": seed},
+        "trials": families,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(sweep))  # every JSON is YAML
+    done = subprocess.run(
+        [options.saesweep, "run", path, "--state", folder / "state", "--out", folder / name],
+        capture_output=True, text=True,
+    )
+    if done.returncode != 0:
+        sys.exit(f"saesweep run: {done.stderr or done.stdout}")
+    return [trial.parent for trial in (folder / name).rglob("sae.safetensors")]
 
 
 def quality(options):
     from safetensors.torch import save_file
 
     trainers = trainers_of_dictionary_learning()
-    rows, held_out = planted_rows(QUALITY["rows"], 1), planted_rows(QUALITY["held_out"], 2)
-    found = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch)
-        save_file({"x": rows.contiguous()}, folder / "rows.safetensors")
-        for precision, trial in train_ours(options, folder, options.seeds):
-            arch = json.loads((trial / "config.json").read_text())["architecture"]
-            found.setdefault((arch, f"saesweep {precision}"), []).append(
-                quality_of_ours(trial, held_out))
-    for arch in options.arch:
-        for seed in range(options.seeds):
-            found.setdefault((arch, "dictionary_learning"), []).append(
-                quality_of_peer(trainers, arch, seed, rows, held_out))
-    print(f"{QUALITY} {QUALITY_RUN}, {options.seeds} seeds; held-out rows that neither was given")
-    print(f"{'':<10} {'':<20} {'FVE, mean':>10} {'least':>8} {'most':>8} {'L0, mean':>10} "
-          f"{'least':>8} {'most':>8}")
     results = []
-    for (arch, who), scores in sorted(found.items()):
-        fve, l0 = zip(*scores)
-        print(f"{arch:<10} {who:<20} {statistics.mean(fve):>10.4f} {min(fve):>8.4f} "
-              f"{max(fve):>8.4f} {statistics.mean(l0):>10.2f} {min(l0):>8.2f} {max(l0):>8.2f}")
-        results.append({"arch": arch, "who": who, "fve": fve, "l0": l0})
+    for data in ({"planted": Planted, "othello": Othello}[name]() for name in options.on):
+        found = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = pathlib.Path(scratch)
+            save_file({"x": data.rows.contiguous()}, folder / "rows.safetensors")
+            for precision in options.precision:
+                for seed in range(options.seeds):
+                    for trial in train_ours(options, folder, precision, seed):
+                        arch, scores = quality_of_ours(trial, data)
+                        found.setdefault((arch, f"saesweep {precision}"), []).append(scores)
+        for arch in options.arch:
+            for seed in range(options.seeds):
+                found.setdefault((arch, "dictionary_learning"), []).append(
+                    quality_of_peer(trainers, arch, seed, data))
+        print(f"{data.__doc__} {QUALITY}, {options.seeds} seeds; held-out rows that neither was "
+              f"given: mean (least to most)")
+        print(f"{'':<10} {'':<20} {'FVE':^24} {'L0':^24} {'loss recovered':^24}")
+        for (arch, who), scores in sorted(found.items()):
+            line = f"{arch:<10} {who:<20}"
+            for what, digits in (("fve", 4), ("l0", 2), ("loss_recovered", 4)):
+                of_seeds = [of_seed[what] for of_seed in scores]
+                mean, least, most = statistics.mean(of_seeds), min(of_seeds), max(of_seeds)
+                cell = f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+                line += f" {cell:^24}"
+            print(line, flush=True)
+            results.append({"on": data.__doc__, "arch": arch, "who": who, "scores": scores})
     return results
 
 
@@ -366,6 +450,8 @@ def main():
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=1, help="of each SAE, a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--on", nargs="+", default=["planted", "othello"],
+                        choices=["planted", "othello"], help="quality: rows")
     parser.add_argument("--seeds", type=int, default=3, help="quality: of each kind")
     parser.add_argument("--games", type=int, default=128, help="harvest: a round")
     parser.add_argument("--sequences", type=int, default=32, help="harvest: in transformers' batch")
