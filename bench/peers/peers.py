@@ -183,7 +183,7 @@ class Planted:
         return (active * (0.5 + torch.rand(count, 256, generator=drawn))) @ directions
 
     def loss_recovered(self, _reconstruct):
-        return float("nan")  # there is no model
+        return None  # there is no model
 
 
 class Othello:
@@ -373,6 +373,8 @@ def quality(options):
             line = f"{arch:<10} {who:<20}"
             for what, digits in (("fve", 4), ("l0", 2), ("loss_recovered", 4)):
                 of_seeds = [of_seed[what] for of_seed in scores]
+                if None in of_seeds:
+                    continue
                 mean, least, most = statistics.mean(of_seeds), min(of_seeds), max(of_seeds)
                 cell = f"{mean:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
                 line += f" {cell:^24}"
