@@ -35,6 +35,11 @@ struct GpuBlock {
   __device__ __forceinline__ void least(std::uint32_t* to, std::uint32_t value) {
     atomicMin(to, value);
   }
+  // Whoever writes writes the same, so that nobody has to wait.
+  template <class Flag>
+  __device__ __forceinline__ void mark(Flag* flag) {
+    *flag = 1;
+  }
 };
 
 template <class Kernel>
