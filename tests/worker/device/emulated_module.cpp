@@ -21,6 +21,8 @@ bool has_threads = false;
 Order order = Order::kForwards;
 // A device that takes no notes.
 bool refuses_graphs = false;
+// One that is good for nothing any more.
+bool has_failed = false;
 // How often the host waited, asked for work by itself, and had what was noted replayed.
 struct Calls {
   std::uint64_t waits, asked, replays;
@@ -99,6 +101,7 @@ struct Emulated {
   std::string problem;
   BlockThreads threads;
   std::vector<Work>* notes = nullptr;  // work goes there, and is not done
+  bool is_spoilt = false;
 
   // What is noted holds its parameters as they are now, as a graph does.
   int ask(Work work) {
@@ -110,8 +113,14 @@ struct Emulated {
     return 0;
   }
   bool is_noting() {
-    if (notes != nullptr) problem = "not while work is noted";
+    spoil();
     return notes != nullptr;
+  }
+  // What would have to wait makes notes worthless.
+  void spoil() {
+    if (notes == nullptr) return;
+    problem = "not while work is noted";
+    is_spoilt = true;
   }
 };
 
@@ -131,19 +140,22 @@ int describe(void*, DeviceInfo* info) {
   return 0;
 }
 const char* problem_of(void* device) { return gpu_of(device).problem.c_str(); }
-void* allocate(void* device, std::size_t bytes) {
-  if (gpu_of(device).is_noting()) return nullptr;
+int allocate(void* device, std::size_t bytes, void** memory) {
+  if (gpu_of(device).is_noting()) return -1;
+  if (has_failed) gpu_of(device).problem = "it has failed";
+  if (has_failed) return -1;
   constexpr std::size_t kMost = std::size_t{1} << 32;
-  if (bytes > kMost) {
-    gpu_of(device).problem = "more than there is";
-    return nullptr;
-  }
+  if (bytes > kMost) gpu_of(device).problem = "more than there is";
+  if (bytes > kMost) return kOutOfMemory;
   // Not zero, as on a GPU.
-  void* memory = std::malloc(bytes);
-  std::memset(memory, 0xa5, bytes);
-  return memory;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xa5, bytes);
+  return 0;
 }
-void release(void*, void* memory) { std::free(memory); }
+void release(void* device, void* memory) {
+  gpu_of(device).spoil();
+  std::free(memory);
+}
 int clear(void* device, void* memory, std::size_t bytes) {
   return gpu_of(device).ask([=] {
     std::memset(memory, 0, bytes);
@@ -169,7 +181,12 @@ int begin_graph(void* device) {
   gpu.notes = new std::vector<Work>;
   return 0;
 }
-void* end_graph(void* device) { return std::exchange(gpu_of(device).notes, nullptr); }
+void* end_graph(void* device) {
+  Emulated& gpu = gpu_of(device);
+  std::vector<Work>* notes = std::exchange(gpu.notes, nullptr);
+  if (std::exchange(gpu.is_spoilt, false)) delete std::exchange(notes, nullptr);
+  return notes;
+}
 int replay(void* device, void* graph) {
   if (gpu_of(device).is_noting()) return -1;
   ++calls.replays;
@@ -177,7 +194,10 @@ int replay(void* device, void* graph) {
     if (work() != 0) return -1;
   return 0;
 }
-void drop_graph(void*, void* graph) { delete static_cast<std::vector<Work>*>(graph); }
+void drop_graph(void* device, void* graph) {
+  gpu_of(device).spoil();
+  delete static_cast<std::vector<Work>*>(graph);
+}
 
 // As BLAS is called: columns lie together.
 int run_product(const Product& product) {
@@ -239,6 +259,10 @@ extern "C" void saesweep_emulate(bool has_threads, int order) {
 
 extern "C" void saesweep_emulate_without_graphs(bool without) {
   saesweep::worker::device::refuses_graphs = without;
+}
+
+extern "C" void saesweep_emulate_failure(bool has_failed) {
+  saesweep::worker::device::has_failed = has_failed;
 }
 
 extern "C" void saesweep_emulated_calls(std::uint64_t* waits, std::uint64_t* asked,

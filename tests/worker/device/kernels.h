@@ -22,10 +22,13 @@ class Kernels : public testing::Test {
   }
   ~Kernels() override { emulate(false, emulation::Order::kForwards); }
 
-  static void emulate(bool has_threads, emulation::Order order) {
+  template <class... Arguments>
+  static void call(const char* name, Arguments... arguments) {
     void* module = ::dlopen(EMULATED_GPU, RTLD_NOW | RTLD_NOLOAD);
-    reinterpret_cast<void (*)(bool, int)>(::dlsym(module, "saesweep_emulate"))(
-        has_threads, static_cast<int>(order));
+    reinterpret_cast<void (*)(Arguments...)>(::dlsym(module, name))(arguments...);
+  }
+  static void emulate(bool has_threads, emulation::Order order) {
+    call("saesweep_emulate", has_threads, static_cast<int>(order));
   }
 
   template <class T>

@@ -316,6 +316,28 @@ TEST_F(Kernels, MoreMemoryThanThereIsIsSaidAndForgotten) {
   EXPECT_TRUE(memory.reserve(*device_, 16));
 }
 
+// Who asks for less would meet the same device again.
+TEST_F(Kernels, AFailedDeviceIsNotOutOfMemory) {
+  Memory memory;
+  call("saesweep_emulate_failure", true);
+  const auto reserved = memory.reserve(*device_, 16);
+  call("saesweep_emulate_failure", false);
+  ASSERT_FALSE(reserved);
+  EXPECT_EQ(reserved.error().code, ErrorCode::kUnavailable);
+  EXPECT_TRUE(device_->is_broken());
+}
+
+// On a GPU it would have to wait for what is not being done.
+TEST_F(Kernels, MemoryThatGoesWhileWorkIsNotedSpoilsTheNotes) {
+  auto* flag = room<std::uint32_t>(1);
+  const auto clear = [&] { return device_->clear(flag, sizeof *flag); };
+  EXPECT_TRUE(device_->note(clear));
+  EXPECT_FALSE(device_->note([&] {
+    memories_.clear();
+    return clear();
+  }));
+}
+
 TEST(Module, WhatIsNoModuleIsRefused) {
   EXPECT_EQ(load_module("/nowhere/libsaesweep_cuda.so").error().code, ErrorCode::kNotFound);
   EXPECT_EQ(load_module("/proc/self/exe").error().code, ErrorCode::kUnavailable);
