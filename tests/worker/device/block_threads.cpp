@@ -43,19 +43,21 @@ constexpr std::size_t kStagger = 192, kStaggers = 64;
 
 // A stack that is left and come back to.
 struct Side {
+#if defined(SAE_THREAD_SANITIZER)
+  ucontext_t context;
+  void* fiber = nullptr;
+#else
   jmp_buf at;
+#endif
 #if defined(SAE_ADDRESS_SANITIZER)
   void* fake = nullptr;
   const void* bottom = nullptr;
   std::size_t bytes = 0;
-#elif defined(SAE_THREAD_SANITIZER)
-  void* fiber = nullptr;
 #endif
 };
 
 struct Thread {
   Side side;
-  [[maybe_unused]] void* fiber_before = nullptr;
   const void* place = nullptr;  // where it waits
   bool has_begun = false, has_ended = false;
 };
@@ -72,12 +74,16 @@ void go_on([[maybe_unused]] char& token) {
 #endif
 }
 
+#if defined(SAE_THREAD_SANITIZER)
+SAE_UNSEEN void change(Side& from, Side& to, const ucontext_t* beginning) {
+  __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync);
+  swapcontext(&from.context, beginning != nullptr ? beginning : &to.context);
+}
+#else
 SAE_UNSEEN void change(Side& from, Side& to, const ucontext_t* beginning) {
   if (_setjmp(from.at) == 0) {
 #if defined(SAE_ADDRESS_SANITIZER)
     __sanitizer_start_switch_fiber(&from.fake, to.bottom, to.bytes);
-#elif defined(SAE_THREAD_SANITIZER)
-    __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync);
 #endif
     if (beginning != nullptr) setcontext(beginning);
     _longjmp(to.at, 1);
@@ -86,6 +92,7 @@ SAE_UNSEEN void change(Side& from, Side& to, const ucontext_t* beginning) {
   __sanitizer_finish_switch_fiber(from.fake, &to.bottom, &to.bytes);
 #endif
 }
+#endif
 
 }  // namespace
 
@@ -101,6 +108,10 @@ struct BlockThreads::State {
   // did after it, nor what other blocks did; and of the end.
   char tokens[2 * kBlocksApart], done;
   char* token = nullptr;
+#if defined(SAE_THREAD_SANITIZER)
+  static constexpr int kFibers = 61;
+  void *fibers[kFibers] = {}, *fibers_before[kFibers] = {};
+#endif
   static inline thread_local State* entered = nullptr;
 
   static void enter();
@@ -157,15 +168,16 @@ SAE_UNSEEN void BlockThreads::meet(const void* place) {
   go_on(token);
 }
 
-// Those of the block before stay for as long as ThreadSanitizer is to tell what they did.
+// ThreadSanitizer tells 256 threads apart, of which a block of ours has some; threads of one
+// remainder are one to it. Those of the block before stay while it may have to tell what they did.
 SAE_UNSEEN void BlockThreads::State::begin_fibers([[maybe_unused]] int count) {
 #if defined(SAE_THREAD_SANITIZER)
-  for (Thread& thread : threads) {
-    if (thread.fiber_before != nullptr) __tsan_destroy_fiber(thread.fiber_before);
-    thread.fiber_before = thread.side.fiber;
-    thread.side.fiber = nullptr;
+  for (int i = 0; i < kFibers; ++i) {
+    if (fibers_before[i] != nullptr) __tsan_destroy_fiber(fibers_before[i]);
+    fibers_before[i] = fibers[i];
+    fibers[i] = count > 0 ? __tsan_create_fiber(0) : nullptr;
   }
-  for (int i = 0; i < count; ++i) threads[i].side.fiber = __tsan_create_fiber(0);
+  for (int i = 0; i < count; ++i) threads[i].side.fiber = fibers[i % kFibers];
 #endif
 }
 
