@@ -64,12 +64,12 @@ struct ThreadOfBlock : Atomics {
 // A block of which all threads share what stands between phases.
 struct LoopedBlock : Atomics {
   std::int64_t index;
-  const Places* threads;
-  int count;
+  bool backwards;
+  int threads;
 
   template <class Phase>
   void each(const Phase& phase) {
-    for (int i = 0; i < count; ++i) phase(static_cast<int>((*threads)[i]));
+    for (int i = 0; i < threads; ++i) phase(backwards ? threads - 1 - i : i);
   }
 };
 
@@ -87,9 +87,9 @@ std::string run_kernel(BlockThreads& threads, const void* parameters, std::size_
       ThreadOfBlock block{{}, index, thread, &threads};
       kernel.run(block, shared[static_cast<std::size_t>(index)]);
     });
-  const Places places(order, blocks), in_block(order, Kernel::kThreads);
+  const Places places(order, blocks);
   for (std::int64_t i = 0; i < blocks; ++i) {
-    LoopedBlock block{{}, places[i], &in_block, Kernel::kThreads};
+    LoopedBlock block{{}, places[i], order == Order::kBackwards, Kernel::kThreads};
     kernel.run(block, shared.front());
   }
   return {};
