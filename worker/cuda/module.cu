@@ -3,6 +3,7 @@
 //
 // Sums of a product may depend on the kind of GPU and the version of cuBLAS, and on nothing else:
 // one stream, a workspace of our own, no atomics (cuBLAS documentation, "Results reproducibility").
+// Those of fp32 are computed in fp32: TF32 has to be asked for (the same, cublasMath_t).
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <library_types.h>
@@ -34,6 +35,11 @@ struct GpuBlock {
   }
   __device__ __forceinline__ void least(std::uint32_t* to, std::uint32_t value) {
     atomicMin(to, value);
+  }
+  // Whoever writes writes the same, so that nobody has to wait.
+  template <class Flag>
+  __device__ __forceinline__ void mark(Flag* flag) {
+    *flag = 1;
   }
 };
 
@@ -116,6 +122,7 @@ struct Gpu {
   int check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return 0;
     problem = std::string(what) + ": " + cudaGetErrorString(error);
+    cudaGetLastError();  // said here, it is not to be taken for that of a later call
     return -1;
   }
   int check_cublas(int status, const char* what) {
@@ -174,6 +181,7 @@ int prepare(Gpu& gpu) {
         gpu.check(cudaEventCreateWithFlags(&staging.copied, cudaEventDisableTiming), "an event") !=
             0)
       return -1;
+  // The stream first: setting it takes the workspace away.
   return gpu.check_cublas(gpu.cublas->create(&gpu.handle), "cublasCreate") != 0 ||
                  gpu.check_cublas(gpu.cublas->set_stream(gpu.handle, gpu.stream),
                                   "cublasSetStream") != 0 ||
@@ -211,14 +219,11 @@ int describe(void* device, DeviceInfo* info) {
 
 const char* problem_of(void* device) { return gpu_of(device).problem.c_str(); }
 
-void* allocate(void* device, std::size_t bytes) {
-  void* memory = nullptr;
-  if (const cudaError_t error = cudaMalloc(&memory, bytes); error != cudaSuccess) {
-    gpu_of(device).check(error, "memory");
-    cudaGetLastError();  // running out of memory concerns nobody else
-    return nullptr;
-  }
-  return memory;
+int allocate(void* device, std::size_t bytes, void** memory) {
+  const cudaError_t error = cudaMalloc(memory, bytes);
+  return gpu_of(device).check(error, "memory") == 0 ? 0
+         : error == cudaErrorMemoryAllocation       ? kOutOfMemory
+                                                    : -1;
 }
 
 void release(void* device, void* memory) {
@@ -270,6 +275,8 @@ int multiply(void* device, const Product* product) {
       "a matrix product");
 }
 
+constexpr std::int64_t kMostBlocks = 0x7fffffff;  // of a grid
+
 template <class Kernel>
 int launch_kernel(Gpu& gpu, const void* parameters, std::size_t bytes, std::int64_t blocks,
                   const char* name) {
@@ -279,8 +286,15 @@ int launch_kernel(Gpu& gpu, const void* parameters, std::size_t bytes, std::int6
   }
   Kernel kernel;
   std::memcpy(&kernel, parameters, sizeof kernel);
-  run_kernel<<<static_cast<unsigned>(blocks), Kernel::kThreads, 0, gpu.stream>>>(kernel);
-  return gpu.check(cudaGetLastError(), name);
+  if (blocks > kMostBlocks) {
+    gpu.problem = std::string(name) + ": " + std::to_string(blocks) + " blocks";
+    return -1;
+  }
+  cudaLaunchConfig_t how{};
+  how.gridDim = static_cast<unsigned>(blocks);
+  how.blockDim = Kernel::kThreads;
+  how.stream = gpu.stream;
+  return gpu.check(cudaLaunchKernelEx(&how, run_kernel<Kernel>, kernel), name);
 }
 
 int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
@@ -313,7 +327,6 @@ void* end_graph(void* device) {
   if (ended == 0 && gpu.check(cudaGraphInstantiate(&whole, graph, 0), "a graph") != 0)
     whole = nullptr;
   if (graph != nullptr) cudaGraphDestroy(graph);
-  if (whole == nullptr) cudaGetLastError();  // what was not noted concerns nobody else
   return whole;
 }
 

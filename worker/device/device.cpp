@@ -100,10 +100,11 @@ Result<void> Memory::reserve(Device& device, std::size_t bytes) {
   if (bytes <= bytes_) return {};
   SAE_CHECK(!device.notes_, "{} bytes are asked for while work is noted", bytes);
   release();
-  memory_ = device.api_->allocate(device.device_, bytes);
-  if (memory_ == nullptr)
+  const int status = device.api_->allocate(device.device_, bytes, &memory_);
+  if (status == kOutOfMemory)
     return fail(ErrorCode::kResourceExhausted, "out of GPU memory: {} bytes: {}", bytes,
                 device.api_->problem(device.device_));
+  SAE_TRY_VOID(device.checked(status));
   device_ = &device;
   bytes_ = bytes;
   return {};

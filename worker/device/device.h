@@ -114,7 +114,8 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
-  // At least so many bytes; what was there may be gone. Errors: kResourceExhausted.
+  // At least so many bytes; what was there may be gone. Errors: kResourceExhausted;
+  // kUnavailable.
   Result<void> reserve(Device& device, std::size_t bytes);
   template <class T>
   T* as() const {

@@ -21,7 +21,7 @@
 namespace saesweep::worker::device {
 
 // Rises whenever the table below, a kernel's parameters or its meaning change.
-inline constexpr std::uint32_t kApiVersion = 2;
+inline constexpr std::uint32_t kApiVersion = 3;
 inline constexpr const char* kEntryPoint = "saesweep_device_api";
 
 #define SAE_DEVICE_KERNELS(X) \
@@ -86,6 +86,17 @@ struct IdOf;
 SAE_DEVICE_KERNELS(SAE_DEVICE_ID)
 #undef SAE_DEVICE_ID
 
+// What a block of a GPU has, without being asked for more (CUDA programming guide, "Compute
+// Capabilities").
+template <class Kernel>
+constexpr bool fits_a_block() {
+  return Kernel::kThreads % 32 == 0 && Kernel::kThreads <= 1024 &&
+         sizeof(typename Kernel::Shared) <= (48U << 10) && sizeof(Kernel) <= (4U << 10);
+}
+#define SAE_DEVICE_FITS(Kernel) static_assert(fits_a_block<Kernel>(), #Kernel);
+SAE_DEVICE_KERNELS(SAE_DEVICE_FITS)
+#undef SAE_DEVICE_FITS
+
 // out [rows, columns] = left [rows, depth] right [depth, columns], summed in fp32.
 struct Product {
   const void *left, *right;  // fp32, or bf16 with `rounded`
@@ -125,6 +136,8 @@ struct DeviceInfo {
   std::int32_t major, minor;  // compute capability
 };
 
+inline constexpr int kOutOfMemory = 1;
+
 // 0 is success. What fails leaves words in the buffer that open() was given, or problem().
 struct DeviceApi {
   std::uint32_t version;
@@ -134,12 +147,12 @@ struct DeviceApi {
   void* (*open)(int index, char* problem, std::size_t bytes);
   void (*close)(void* device);
   int (*describe)(void* device, DeviceInfo* info);
-  const char* (*problem)(void* device);                // of the last call that failed
-  void* (*allocate)(void* device, std::size_t bytes);  // nullptr: out of memory
-  void (*release)(void* device, void* memory);
+  const char* (*problem)(void* device);                             // of the last call that failed
+  int (*allocate)(void* device, std::size_t bytes, void** memory);  // or kOutOfMemory
+  void (*release)(void* device, void* memory);  // waits for all that was asked before
   int (*clear)(void* device, void* memory, std::size_t bytes);
-  // The host's memory may be reused when they return. Download waits for all that was asked before;
-  // nothing else here does.
+  // The host's memory may be reused when they return. Download waits for all that was asked before,
+  // upload only where more is on its way than is kept for it.
   int (*upload)(void* device, void* to, const void* from, std::size_t bytes);
   int (*download)(void* device, void* to, const void* from, std::size_t bytes);
   int (*multiply)(void* device, const Product* product);

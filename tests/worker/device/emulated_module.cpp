@@ -1,8 +1,5 @@
-// The kernels of worker/device on this machine: what a GPU's threads do at once is done one after
-// another here, phase by phase. A module like libsaesweep_cuda.so, for tests.
-#include <ATen/ATen.h>
-
-#include <algorithm>
+// The kernels of worker/device on this machine: a module like libsaesweep_cuda.so, for tests.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,53 +8,100 @@
 #include <utility>
 #include <vector>
 
+#include "tests/worker/device/block_threads.h"
 #include "worker/device/device_api.h"
 
 namespace saesweep::worker::device {
 namespace {
 
-// The order of blocks, and of threads between two meetings, which a GPU does not promise.
-bool backwards = false;
+using emulation::BlockThreads, emulation::Order, emulation::Places;
+
+// Blocks whose threads are such, or whose phases are loops over threads, which is much faster.
+bool has_threads = false;
+Order order = Order::kForwards;
 // A device that takes no notes.
 bool refuses_graphs = false;
+// One that is good for nothing any more.
+bool has_failed = false;
 // How often the host waited, asked for work by itself, and had what was noted replayed.
 struct Calls {
   std::uint64_t waits, asked, replays;
 } calls{};
 
-struct EmulatedBlock {
+struct Atomics {
+  static void add(std::uint32_t* to, std::uint32_t value) {
+    std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
+  }
+  static void bit_or(std::uint32_t* to, std::uint32_t bits) {
+    std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed);
+  }
+  static void least(std::uint32_t* to, std::uint32_t value) {
+    std::atomic_ref there(*to);
+    std::uint32_t old = there.load(std::memory_order_relaxed);
+    while (value < old && !there.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+    }
+  }
+  template <class Flag>
+  static void mark(Flag* flag) {
+    std::atomic_ref(*flag).store(1, std::memory_order_relaxed);
+  }
+};
+
+// A block as one of its threads sees it.
+struct ThreadOfBlock : Atomics {
   std::int64_t index;
+  int thread;
+  BlockThreads* others;
+
+  template <class Phase>
+  void each(const Phase& phase) {
+    static char place;  // one for each phase
+    phase(thread);
+    others->meet(&place);
+  }
+};
+
+// A block of which all threads share what stands between phases.
+struct LoopedBlock : Atomics {
+  std::int64_t index;
+  bool backwards;
   int threads;
 
   template <class Phase>
   void each(const Phase& phase) {
     for (int i = 0; i < threads; ++i) phase(backwards ? threads - 1 - i : i);
   }
-  static void add(std::uint32_t* to, std::uint32_t value) { *to += value; }
-  static void bit_or(std::uint32_t* to, std::uint32_t bits) { *to |= bits; }
-  static void least(std::uint32_t* to, std::uint32_t value) { *to = std::min(*to, value); }
 };
 
 template <class Kernel>
-int run_kernel(const void* parameters, std::size_t bytes, std::int64_t blocks) {
-  if (bytes != sizeof(Kernel)) return -1;
+std::string run_kernel(BlockThreads& threads, const void* parameters, std::size_t bytes,
+                       std::int64_t blocks) {
+  if (bytes != sizeof(Kernel)) return "parameters of another size";
   Kernel kernel;
   std::memcpy(&kernel, parameters, sizeof kernel);
-  // Nothing may be expected of it: on a GPU it holds what the block before left.
-  typename Kernel::Shared shared;
-  std::memset(static_cast<void*>(&shared), 0xa5, sizeof shared);
-  for (std::int64_t index = 0; index < blocks; ++index) {
-    EmulatedBlock block{backwards ? blocks - 1 - index : index, Kernel::kThreads};
-    kernel.run(block, shared);
+  // Nothing may be expected of it: on a GPU it holds what another block left.
+  std::vector<typename Kernel::Shared> shared(static_cast<std::size_t>(has_threads ? blocks : 1));
+  std::memset(static_cast<void*>(shared.data()), 0xa5, shared.size() * sizeof shared[0]);
+  if (has_threads)
+    return threads.launch(blocks, Kernel::kThreads, order, [&](std::int64_t index, int thread) {
+      ThreadOfBlock block{{}, index, thread, &threads};
+      kernel.run(block, shared[static_cast<std::size_t>(index)]);
+    });
+  const Places places(order, blocks);
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    LoopedBlock block{{}, places[i], order == Order::kBackwards, Kernel::kThreads};
+    kernel.run(block, shared.front());
   }
-  return 0;
+  return {};
 }
 
 using Work = std::function<int()>;
 
 struct Emulated {
   std::string problem;
+  BlockThreads threads;
   std::vector<Work>* notes = nullptr;  // work goes there, and is not done
+  bool is_spoilt = false;
 
   // What is noted holds its parameters as they are now, as a graph does.
   int ask(Work work) {
@@ -69,8 +113,14 @@ struct Emulated {
     return 0;
   }
   bool is_noting() {
-    if (notes != nullptr) problem = "not while work is noted";
+    spoil();
     return notes != nullptr;
+  }
+  // What would have to wait makes notes worthless.
+  void spoil() {
+    if (notes == nullptr) return;
+    problem = "not while work is noted";
+    is_spoilt = true;
   }
 };
 
@@ -90,19 +140,22 @@ int describe(void*, DeviceInfo* info) {
   return 0;
 }
 const char* problem_of(void* device) { return gpu_of(device).problem.c_str(); }
-void* allocate(void* device, std::size_t bytes) {
-  if (gpu_of(device).is_noting()) return nullptr;
+int allocate(void* device, std::size_t bytes, void** memory) {
+  if (gpu_of(device).is_noting()) return -1;
+  if (has_failed) gpu_of(device).problem = "it has failed";
+  if (has_failed) return -1;
   constexpr std::size_t kMost = std::size_t{1} << 32;
-  if (bytes > kMost) {
-    gpu_of(device).problem = "more than there is";
-    return nullptr;
-  }
+  if (bytes > kMost) gpu_of(device).problem = "more than there is";
+  if (bytes > kMost) return kOutOfMemory;
   // Not zero, as on a GPU.
-  void* memory = std::malloc(bytes);
-  std::memset(memory, 0xa5, bytes);
-  return memory;
+  *memory = std::malloc(bytes);
+  std::memset(*memory, 0xa5, bytes);
+  return 0;
 }
-void release(void*, void* memory) { std::free(memory); }
+void release(void* device, void* memory) {
+  gpu_of(device).spoil();
+  std::free(memory);
+}
 int clear(void* device, void* memory, std::size_t bytes) {
   return gpu_of(device).ask([=] {
     std::memset(memory, 0, bytes);
@@ -128,7 +181,12 @@ int begin_graph(void* device) {
   gpu.notes = new std::vector<Work>;
   return 0;
 }
-void* end_graph(void* device) { return std::exchange(gpu_of(device).notes, nullptr); }
+void* end_graph(void* device) {
+  Emulated& gpu = gpu_of(device);
+  std::vector<Work>* notes = std::exchange(gpu.notes, nullptr);
+  if (std::exchange(gpu.is_spoilt, false)) delete std::exchange(notes, nullptr);
+  return notes;
+}
 int replay(void* device, void* graph) {
   if (gpu_of(device).is_noting()) return -1;
   ++calls.replays;
@@ -136,57 +194,75 @@ int replay(void* device, void* graph) {
     if (work() != 0) return -1;
   return 0;
 }
-void drop_graph(void*, void* graph) { delete static_cast<std::vector<Work>*>(graph); }
+void drop_graph(void* device, void* graph) {
+  gpu_of(device).spoil();
+  delete static_cast<std::vector<Work>*>(graph);
+}
 
 // As BLAS is called: columns lie together.
-int run_product(const Product* product) {
-  const ColumnMajor call = column_major(*product);
-  const auto matrix = [&](const void* values, std::int64_t rows, std::int64_t columns, int ld,
-                          bool transposes) {
-    const at::Tensor as_it_lies =
-        at::from_blob(const_cast<void*>(values),
-                      transposes ? at::IntArrayRef{columns, rows} : at::IntArrayRef{rows, columns},
-                      {1, ld}, product->rounded ? at::kBFloat16 : at::kFloat);
-    return (transposes ? as_it_lies.t() : as_it_lies).to(at::kFloat);
+int run_product(const Product& product) {
+  const ColumnMajor call = column_major(product);
+  const auto value = [&](const void* values, std::int64_t at) {
+    if (!product.rounded) return static_cast<const float*>(values)[at];
+    return float_of(std::uint32_t{static_cast<const std::uint16_t*>(values)[at]} << 16);
   };
-  at::from_blob(call.c, {call.m, call.n}, {1, call.ldc}, at::kFloat)
-      .copy_(at::mm(matrix(call.a, call.m, call.k, call.lda, call.transposes_a),
-                    matrix(call.b, call.k, call.n, call.ldb, call.transposes_b)));
+  const std::int64_t a_row = call.transposes_a ? call.lda : 1,
+                     a_k = call.transposes_a ? 1 : call.lda;
+  const std::int64_t b_k = call.transposes_b ? call.ldb : 1,
+                     b_column = call.transposes_b ? 1 : call.ldb;
+  for (std::int64_t column = 0; column < call.n; ++column)
+    for (std::int64_t row = 0; row < call.m; ++row) {
+      float sum = 0;
+      for (std::int64_t k = 0; k < call.k; ++k)
+        sum += value(call.a, row * a_row + k * a_k) * value(call.b, k * b_k + column * b_column);
+      call.c[column * call.ldc + row] = sum;
+    }
   return 0;
 }
 
 int multiply(void* device, const Product* product) {
-  return gpu_of(device).ask([copy = *product] { return run_product(&copy); });
+  return gpu_of(device).ask([copy = *product] { return run_product(copy); });
 }
 
-int run(KernelId id, const void* parameters, std::size_t bytes, std::int64_t blocks) {
+std::string run(BlockThreads& threads, KernelId id, const void* parameters, std::size_t bytes,
+                std::int64_t blocks) {
   switch (id) {
 #define SAE_DEVICE_RUN(Kernel) \
   case KernelId::k##Kernel:    \
-    return run_kernel<Kernel>(parameters, bytes, blocks);
+    return run_kernel<Kernel>(threads, parameters, bytes, blocks);
     SAE_DEVICE_KERNELS(SAE_DEVICE_RUN)
 #undef SAE_DEVICE_RUN
   }
-  return -1;
+  return "a kernel that is not here";
 }
 
 int launch(void* device, KernelId id, const void* parameters, std::size_t bytes,
            std::int64_t blocks) {
+  Emulated& gpu = gpu_of(device);
   const auto* first = static_cast<const std::byte*>(parameters);
-  return gpu_of(device).ask([=, copy = std::vector<std::byte>(first, first + bytes)] {
-    return run(id, copy.data(), copy.size(), blocks);
+  return gpu.ask([=, &gpu, copy = std::vector<std::byte>(first, first + bytes)] {
+    const std::string problem = run(gpu.threads, id, copy.data(), copy.size(), blocks);
+    if (!problem.empty()) gpu.problem = problem;
+    return problem.empty() ? 0 : -1;
   });
 }
 
 }  // namespace
 }  // namespace saesweep::worker::device
 
-extern "C" void saesweep_emulate_backwards(bool backwards) {
-  saesweep::worker::device::backwards = backwards;
+// order: an emulation::Order.
+extern "C" void saesweep_emulate(bool has_threads, int order) {
+  namespace device = saesweep::worker::device;
+  device::has_threads = has_threads;
+  device::order = device::Order{static_cast<std::uint8_t>(order)};
 }
 
 extern "C" void saesweep_emulate_without_graphs(bool without) {
   saesweep::worker::device::refuses_graphs = without;
+}
+
+extern "C" void saesweep_emulate_failure(bool has_failed) {
+  saesweep::worker::device::has_failed = has_failed;
 }
 
 extern "C" void saesweep_emulated_calls(std::uint64_t* waits, std::uint64_t* asked,

@@ -16,6 +16,7 @@
 //   index                the block's number
 //   each(f)              f(thread) for every thread, and a meeting
 //   add, bit_or, least   of integers, by many threads at once: the result is that of any order
+//   mark                 makes a flag 1, by many threads at once
 #pragma once
 
 #include <math.h>

@@ -43,8 +43,8 @@ struct ReluRow {
     count_row<kThreads>(block, shared, z.width, active, [&](std::int64_t i) {
       const std::int64_t at = block.index * z.width + i;
       const float value = z.values[at] + bias[i];
-      if (!is_finite(value)) *not_finite = 1;
-      if (value > 0) fired[i] = 1;
+      if (!is_finite(value)) block.mark(not_finite);
+      if (value > 0) block.mark(&fired[i]);
       z.put(at, value > 0 ? value : 0.0F);
       return value > 0;
     });

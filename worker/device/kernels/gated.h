@@ -24,9 +24,9 @@ struct GatedRow {
       const std::int64_t at = block.index * f.width + i;
       const float opening = z.values[at] + b_gate[i], ratio = expf(r_mag[i]);
       const float magnitude = ratio * opening + (b_mag[i] - ratio * b_gate[i]);
-      if (!is_finite(opening)) *not_finite = 1;
+      if (!is_finite(opening)) block.mark(not_finite);
       const bool speaks = opening > 0 && magnitude > 0;
-      if (speaks) fired[i] = 1;
+      if (speaks) block.mark(&fired[i]);
       z.put(at, opening > 0 ? opening : 0.0F);
       f.put(at, speaks ? magnitude : 0.0F);
       return speaks;

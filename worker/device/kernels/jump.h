@@ -23,10 +23,10 @@ struct JumpRow {
     count_row<kThreads>(block, shared, f.width, active, [&](std::int64_t i) {
       const std::int64_t at = block.index * f.width + i;
       const float value = z[at] + bias[i];
-      if (!is_finite(value)) *not_finite = 1;
+      if (!is_finite(value)) block.mark(not_finite);
       z[at] = value;
       const float kept = value > threshold[i] ? value : 0.0F;
-      if (kept > 0) fired[i] = 1;
+      if (kept > 0) block.mark(&fired[i]);
       f.put(at, kept);
       return kept != 0;
     });

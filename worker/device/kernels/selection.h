@@ -155,7 +155,7 @@ struct RowWriter {
             codes.latent[begin + at] = latent;
             codes.value[begin + at] = value;
             block.least(&smallest, bits_of(value));
-            if (fired != nullptr) fired[latent] = 1;
+            if (fired != nullptr) block.mark(&fired[latent]);
           }
         }
       });
@@ -215,7 +215,7 @@ struct SelectRow {
       block.each([&](int thread) {
         for (std::int64_t latent = thread; latent < from.width; latent += kThreads) {
           const float value = from.at(row, latent);
-          if (look == 0 && not_finite != nullptr && !is_finite(value)) *not_finite = 1;
+          if (look == 0 && not_finite != nullptr && !is_finite(value)) block.mark(not_finite);
           if (!(value > 0) || !from.has(latent)) continue;
           const std::uint32_t key = bits_of(value);
           if (Radix::fits(key, shared.cut.key, look))
@@ -275,7 +275,7 @@ struct CountBins {
       for (std::int64_t row = first; row < end; ++row)
         for (std::int64_t latent = thread; latent < from.width; latent += kThreads) {
           const float value = from.at(row, latent);
-          if (look == 0 && !is_finite(value)) *not_finite = 1;
+          if (look == 0 && !is_finite(value)) block.mark(not_finite);
           if (!(value > 0)) continue;
           const std::uint32_t key = bits_of(value);
           if (Radix::fits(key, cut->key, look))
