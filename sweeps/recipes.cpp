@@ -303,7 +303,7 @@ constexpr std::string_view kSaebenchV1EndToEnd = R"json({
    "local_loss": "out_to_in times the squared difference of x_hat and x, mean over its values and the rows",
    "in_to_orig": 0.0, "out_to_in": 0.0,
    "decoder": "normalised in the forward pass",
-   "init": "V rows random directions of norm 1; W_enc, b_enc uniform(-1/sqrt(d_in), 1/sqrt(d_in)), b_dec 0",
+   "init": "V^T of orthonormal rows (d_sae < d_in: columns), uniform among such; W_enc, b_enc uniform(-1/sqrt(d_in), 1/sqrt(d_in)), b_dec uniform(-1/sqrt(d_sae), 1/sqrt(d_sae))",
    "grad_clip": 10.0}
  }
 })json";

@@ -256,7 +256,7 @@ TEST(RecipesTest, ABlobNeverChangesUnderItsName) {
     EXPECT_EQ(recipe_hash("saebench-v1", architecture),
               "24535ceb3eb29c3b4c8d096a63c717adefc1848082b109f2a9f83a20b439094c");
   EXPECT_EQ(recipe_hash("saebench-v1", Architecture::kEndToEnd),
-            "3b54a8663760103425d39f61ac2f9b279abc92d2986aed9ff7d35fe67e4e5841");
+            "998c4ae111a8d8983395ab0cb517c1716d113a0a8b56827d0338a02a520a9a4c");
   EXPECT_EQ(recipe_hash("nobody", Architecture::kTopK), "");
   EXPECT_EQ(find_recipe("nobody", Architecture::kTopK), nullptr);
   EXPECT_EQ(recipe_batch("saebench-v1"), 2048u);

@@ -8,6 +8,7 @@
 // V are what is optimised; they are free, and their norms mean nothing. The way from x_hat to the
 // loss is SplicedModel's.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <cmath>
 
@@ -74,16 +75,32 @@ std::vector<std::int64_t> EndToEndTrainer::held_out_ends(std::int64_t rows) cons
   return ends;
 }
 
+// As the reference has it: what torch.nn.init.orthogonal_ draws, which of more latents than values
+// are orthonormal columns, so that rows are about sqrt(d / d_sae) long; the rest as
+// torch.nn.Linear draws it.
 void EndToEndTrainer::draw() {
-  draw_directions(parameters_.w_dec, "init.w_dec", d_in(), 1.0);
-  // A linear layer as its framework draws it.
-  const double bound = 1 / std::sqrt(static_cast<double>(d_in()));
-  Rng rng(spec_.seed, "init.encoder");
-  for (at::Tensor* each : {&parameters_.w_enc, &parameters_.b_enc}) {
-    float* values = each->mutable_data_ptr<float>();
-    for (std::int64_t i = 0; i < each->numel(); ++i)
-      values[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
+  at::Tensor normal = at::empty({d_sae(), d_in()}, at::kDouble);
+  double* out = normal.mutable_data_ptr<double>();
+  for (std::int64_t latent = 0; latent < d_sae(); ++latent) {
+    Rng rng(spec_.seed, "init.w_dec", static_cast<std::uint64_t>(latent));
+    for (std::int64_t j = 0; j < d_in(); ++j) *out++ = rng.normal();
   }
+  if (at::get_num_threads() != 1) at::set_num_threads(1);
+  const bool is_tall = d_sae() >= d_in();
+  const auto [q, r] = at::linalg_qr(is_tall ? normal : normal.t());
+  q.mul_(r.diagonal().sgn());  // else the factorisation's choice of signs shows
+  parameters_.w_dec.copy_(is_tall ? q : q.t());
+
+  const auto draw_uniform = [](Rng& rng, at::Tensor& values, std::int64_t inputs) {
+    const double bound = 1 / std::sqrt(static_cast<double>(inputs));
+    float* to = values.mutable_data_ptr<float>();
+    for (std::int64_t i = 0; i < values.numel(); ++i)
+      to[i] = static_cast<float>((2 * rng.uniform() - 1) * bound);
+  };
+  Rng encoder(spec_.seed, "init.encoder"), decoder(spec_.seed, "init.b_dec");
+  draw_uniform(encoder, parameters_.w_enc, d_in());
+  draw_uniform(encoder, parameters_.b_enc, d_in());
+  draw_uniform(decoder, parameters_.b_dec, d_sae());
 }
 
 PassSums EndToEndTrainer::pass(const at::Tensor& x) {

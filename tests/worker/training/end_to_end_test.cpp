@@ -2,7 +2,9 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <limits>
+#include <utility>
 
 #include "tests/support/temp_dir.h"
 #include "tests/worker/training/trainers.h"
@@ -106,6 +108,50 @@ TEST(EndToEnd, GradientsAreThoseOfAutograd) {
   EXPECT_LT(relative_distance(got.b_enc, want[1]), 1e-5);
   EXPECT_LT(relative_distance(got.w_dec, want[2]), 1e-5);
   EXPECT_LT(relative_distance(got.b_dec, want[3]), 1e-5);
+}
+
+// torch.nn.init.orthogonal_ of the decoder, and torch.nn.Linear's uniform draws.
+TEST(EndToEnd, BeginsWithOrthonormalColumnsOrRowsOfTheDecoder) {
+  ThreadPool pool(2);
+  SquareModel model;
+  for (const std::uint64_t d_sae : {150, 12, 7}) {
+    TrainingSpec spec = spec_of();
+    spec.d_sae = d_sae;
+    const auto trainer = trainer_of(spec, model, pool);
+    const SaeTensors& drawn = inside(*trainer).parameters();
+    const at::Tensor v = drawn.w_dec.to(at::kDouble);
+    const at::Tensor products = d_sae >= kIn ? at::mm(v.t(), v) : at::mm(v, v.t());
+    EXPECT_LT(distance(products, at::eye(products.size(0), at::kDouble)), 1e-6) << d_sae;
+    const auto bound_of = [](double inputs) { return 1 / std::sqrt(inputs); };
+    for (const auto& [values, bound] :
+         {std::pair(drawn.w_enc, bound_of(kIn)), std::pair(drawn.b_enc, bound_of(kIn)),
+          std::pair(drawn.b_dec, bound_of(double(d_sae)))}) {
+      const double largest = values.abs().max().item<double>();
+      EXPECT_LE(largest, bound);
+      EXPECT_GT(largest, bound / 2);
+    }
+  }
+}
+
+// A factorisation alone would give the first value one sign always.
+TEST(EndToEnd, TheDecoderIsDrawnUniformlyAmongOrthonormalOnes) {
+  ThreadPool pool(1);
+  SquareModel model;
+  at::Tensor sum = at::zeros({150, kIn}, at::kDouble);
+  constexpr std::uint64_t kSeeds = 64;
+  int positive = 0;
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    TrainingSpec spec = spec_of();
+    spec.seed = seed;
+    const auto trainer = trainer_of(spec, model, pool);
+    const at::Tensor& v = inside(*trainer).parameters().w_dec;
+    sum += v;
+    positive += v[0][0].item<double>() > 0 ? 1 : 0;
+  }
+  EXPECT_GT(positive, 16);
+  EXPECT_LT(positive, 48);
+  // Of 1800 means of 64 draws of variance 1/150.
+  EXPECT_LT((sum / kSeeds).abs().max().item<double>(), 5 / std::sqrt(150.0 * kSeeds));
 }
 
 TEST(EndToEnd, TheModelIsAskedAboutTheRowsOfEachStep) {
