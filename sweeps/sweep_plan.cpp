@@ -250,11 +250,6 @@ class SweepReader {
                       "out would be right");
       return;
     }
-    if (is_end_to_end(family.architecture) && source_.stream.filters.by_norm())
-      problems_.add(*family.node, join_path(family.path, "arch"),
-                    "end_to_end reads documents, and max_activation_norm_multiple of "
-                    "activations.filters chooses among the rows of a chunk; another arch, or "
-                    "filters by token alone, would be right");
     if (family.hooks.empty()) {
       const YamlNode* activations = top_.node().find("activations");
       if (activations != nullptr && activations->is_map() && activations->find("hooks") == nullptr)

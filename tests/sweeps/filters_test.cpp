@@ -51,7 +51,7 @@ TEST_F(FiltersTest, WhatCannotBeIsRefused) {
               HasSubstr("20000 documents of at most 30 tokens are 600000"));
 }
 
-TEST_F(FiltersTest, EndToEndTrialsLeaveRowsOutByTokenAlone) {
+TEST_F(FiltersTest, EndToEndTrialsHaveThemToo) {
   const auto end_to_end = [](std::string text) {
     const std::string_view topk = "{arch: topk, d_sae: 64, k: 4}";
     return text.replace(text.find(topk), topk.size(), "{arch: end_to_end, d_sae: 8, l1: 1}");
@@ -59,8 +59,9 @@ TEST_F(FiltersTest, EndToEndTrialsLeaveRowsOutByTokenAlone) {
   EXPECT_TRUE(plan(end_to_end(with("{remove_bos: true, exclude_special_tokens: [7]}")))
                   .trials.at(0)
                   .spec.stream.filters.by_token());
-  EXPECT_THAT(error(end_to_end(with("{max_activation_norm_multiple: 10}"))),
-              HasSubstr("filters by token alone, would be right"));
+  EXPECT_TRUE(plan(end_to_end(with("{max_activation_norm_multiple: 10}")))
+                  .trials.at(0)
+                  .spec.stream.filters.by_norm());
 }
 
 TEST_F(FiltersTest, RowsOfAFileHaveNoTokens) {

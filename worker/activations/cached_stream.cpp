@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/log.h"
 #include "core/thread.h"
+#include "worker/activations/row_filter.h"
 #include "worker/parallel/thread_pool.h"
 
 namespace saesweep::worker {
@@ -24,7 +25,6 @@ constexpr std::uint64_t kNormRows = std::uint64_t{1} << 18;  // rows the norm fa
 constexpr std::size_t kMostLeft = 4;
 constexpr Duration kFirstWait = std::chrono::milliseconds(2),
                    kLongestWait = std::chrono::seconds(4);
-constexpr double kManyLongRows = 0.01;  // shares of rows dropped for their norm that are suspicious
 
 std::size_t row_bytes_of(const sweeps::StreamSpec& spec, const Harvester& harvester) {
   return static_cast<std::size_t>(harvester.d_in()) * size_of(spec.dtype);
@@ -77,11 +77,7 @@ Result<ChunkPlan> plan_filtered(const sweeps::StreamSpec& spec, Harvester& harve
     return rows;
   };
   SAE_TRY(ChunkPlan plan, ChunkPlan::make(spec, harvester.documents(), harvester.d_in(), rows_of));
-  const double dropped =
-      by_token == 0 ? 0 : static_cast<double>(by_token - counted) / static_cast<double>(by_token);
-  if (dropped > kManyLongRows)
-    log::warn("stream.many_long_rows hook={} share={:.4f} multiple={}", spec.label(), dropped,
-              spec.filters.max_activation_norm_multiple);
+  warn_of_long_rows(spec, by_token, counted);
   return plan;
 }
 

@@ -34,13 +34,6 @@ using FetchChunk = std::function<Result<std::optional<std::uint32_t>>(
     std::uint32_t index, std::span<std::byte> out, const HarvestChunk& harvest, Duration most)>;
 inline constexpr Duration kPatiently = Duration::max();
 
-// All but `stop` are called by who opens and reads.
-struct StreamEvents {
-  std::function<void(std::uint64_t rows)> harvested;                     // rows computed anew
-  std::function<void(std::uint64_t done, std::uint64_t total)> loading;  // rows of the group
-  std::function<bool()> stop;  // any thread; true: give up with kUnavailable
-};
-
 class CachedStream final : public RowStream {
  public:
   // Without `fetch` every chunk is harvested each time it is needed. With a filter by norm, how

@@ -10,6 +10,7 @@
 
 #include "core/check.h"
 #include "sweeps/estimates.h"
+#include "worker/activations/chunk_plan.h"
 #include "worker/activations/harvest.h"
 
 namespace saesweep::worker {
@@ -34,10 +35,14 @@ DocumentStream::DocumentStream(const sweeps::StreamSpec& spec,
       filter_(spec.filters, {width_}),
       start_(model_->start_of(hook_)),
       later_(downstream ? model_->residuals_after(hook_) : std::vector<std::string>{}) {
+  for (std::uint64_t document = 0; document < documents_->count(); ++document)
+    if (!documents_->held_out(document)) all_rows_ += documents_->rows(document);
+}
+
+void DocumentStream::choose_documents() {
   for (std::uint64_t document = 0; document < documents_->count(); ++document) {
     if (documents_->held_out(document)) continue;
-    all_rows_ += documents_->rows(document);
-    const std::uint64_t own = filter_.rows(*documents_, document);
+    const std::uint64_t own = rows_of(document);
     if (own == 0) continue;
     training_.push_back(document);
     rows_ += own;
@@ -45,15 +50,71 @@ DocumentStream::DocumentStream(const sweeps::StreamSpec& spec,
   }
 }
 
+// ---- rows that are too long ---------------------------------------------------------------------
+
+Result<void> DocumentStream::find_long_rows(const sweeps::StreamSpec& spec,
+                                            const StreamEvents& events) {
+  sweeps::StreamSpec all = spec;
+  all.tokens = all_rows_;
+  SAE_TRY(const ChunkPlan plan, ChunkPlan::make(all, *documents_, width_));
+  std::uint64_t done = 0, by_token = 0, left = 0;
+  for (std::uint32_t chunk = 0; chunk < plan.chunks(); ++chunk) {
+    if (events.stop && events.stop()) return fail(ErrorCode::kUnavailable, "stopping");
+    const std::vector<std::uint64_t> chosen = plan.documents_of(chunk);
+    try {
+      find_long_rows(chosen);
+    } catch (const c10::Error& error) {
+      return fail(ErrorCode::kResourceExhausted, "norms of chunk {}: {}", chunk,
+                  error.what_without_backtrace());
+    } catch (const std::bad_alloc&) {
+      return fail(ErrorCode::kResourceExhausted, "norms of chunk {}: out of memory", chunk);
+    }
+    std::uint64_t rows = 0;
+    for (const std::uint64_t document : chosen) {
+      rows += documents_->rows(document);
+      by_token += filter_.rows(*documents_, document);
+      left += rows_of(document);
+    }
+    done += rows;
+    if (events.harvested) events.harvested(rows);
+    if (events.loading) events.loading(done, all_rows_);
+  }
+  warn_of_long_rows(spec, by_token, left);
+  return {};
+}
+
+void DocumentStream::find_long_rows(std::span<const std::uint64_t> chosen) {
+  const at::Tensor values = activations_of(*model_, hook_, *documents_, chosen, *pool_);
+  const auto kept = filter_.kept(*documents_, chosen, values.const_data_ptr<float>());
+  auto next = kept.begin();
+  std::size_t row = 0;
+  for (const std::uint64_t document : chosen) {
+    const auto tokens = documents_->tokens(document);
+    std::vector<std::size_t> too_long;
+    for (std::size_t position = 0; position < documents_->rows(document); ++position, ++row) {
+      if (next != kept.end() && *next == row)
+        ++next;
+      else if (filter_.keeps(position, tokens[position]))
+        too_long.push_back(position);
+    }
+    if (!too_long.empty()) long_rows_[document] = std::move(too_long);
+  }
+}
+
+std::uint64_t DocumentStream::rows_of(std::uint64_t document) const {
+  const auto too_long = long_rows_.find(document);
+  return filter_.rows(*documents_, document) -
+         (too_long == long_rows_.end() ? 0 : too_long->second.size());
+}
+
+// ---- documents in order -------------------------------------------------------------------------
+
 Result<std::unique_ptr<DocumentStream>> DocumentStream::open(
     const sweeps::StreamSpec& spec, std::shared_ptr<const Transformer> model,
-    std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool, bool downstream) {
+    std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool, bool downstream,
+    const StreamEvents& events) {
   if (!spec.joined.empty())
     return fail(ErrorCode::kInvalidArgument, "{}: documents are read at one hook", spec.label());
-  if (spec.filters.by_norm())
-    return fail(ErrorCode::kInvalidArgument,
-                "{}: a filter by norm chooses among the rows of a chunk, and documents have none",
-                spec.label());
   SAE_TRY_VOID(model->check_hook(spec.hook));
   if (downstream && model->residuals_after(spec.hook).empty())
     return fail(ErrorCode::kInvalidArgument, "{}: there is no block behind it for in_to_orig",
@@ -62,8 +123,12 @@ Result<std::unique_ptr<DocumentStream>> DocumentStream::open(
     return fail(ErrorCode::kInvalidArgument,
                 "the model knows {} tokens, but `data` needs {}: was it trained on another board?",
                 model->config().vocabulary, documents->vocabulary());
-  return std::unique_ptr<DocumentStream>(
+  std::unique_ptr<DocumentStream> stream(
       new DocumentStream(spec, std::move(model), std::move(documents), pool, downstream));
+  if (spec.filters.by_norm() && stream->all_rows_ > 0)
+    SAE_TRY_VOID(stream->find_long_rows(spec, events));
+  stream->choose_documents();
+  return stream;
 }
 
 Result<void> DocumentStream::check_batch(std::uint64_t batch) const {
@@ -108,7 +173,7 @@ const std::vector<std::uint64_t>& DocumentStream::starts(std::uint64_t pass, std
   while (found.size() < steps_per_pass(batch)) {
     found.push_back(position);
     for (std::uint64_t rows = 0; rows < batch; ++position)
-      rows += filter_.rows(*documents_, training_[order(position)]);
+      rows += rows_of(training_[order(position)]);
   }
   return found;
 }
@@ -123,7 +188,7 @@ std::vector<DocumentStream::Cut> DocumentStream::documents_of(std::uint64_t firs
   std::vector<Cut> documents;
   for (std::uint64_t rows = 0; rows < count; ++position) {
     const std::uint64_t document = training_[order(position)];
-    const std::uint64_t own = std::min(filter_.rows(*documents_, document), count - rows);
+    const std::uint64_t own = std::min(rows_of(document), count - rows);
     documents.emplace_back(document, static_cast<std::int64_t>(own));
     rows += own;
   }
@@ -153,9 +218,13 @@ void DocumentStream::for_rows(const std::vector<Cut>& documents, std::int64_t pi
   for (std::size_t i = 0; i < begin; ++i) row += documents[i].second;
   for (std::size_t i = begin; i < end; ++i) {
     const auto sequence = documents_->tokens(documents[i].first);
+    const auto found = long_rows_.find(documents[i].first);
+    const std::span<const std::size_t> too_long =
+        found == long_rows_.end() ? std::span<const std::size_t>() : found->second;
     const std::int64_t last = row + documents[i].second;
     for (std::size_t position = 0; row < last; ++position)
-      if (filter_.keeps(position, sequence[position]))
+      if (filter_.keeps(position, sequence[position]) &&
+          !std::ranges::binary_search(too_long, position))
         visit(static_cast<std::int64_t>(i - begin), static_cast<std::int64_t>(position), row++);
   }
 }
@@ -211,10 +280,18 @@ Result<void> DocumentStream::read(std::uint64_t first, std::uint64_t count, floa
 
 at::Tensor DocumentStream::read_held_out(std::int64_t max_rows) {
   held_out_.clear();
-  std::int64_t rows = 0;
+  std::vector<std::uint64_t> chosen;
+  std::int64_t by_token = 0, rows = 0;
   for (const std::uint64_t document : documents_->held_out_documents()) {
-    const auto all = static_cast<std::int64_t>(filter_.rows(*documents_, document));
-    const std::int64_t own = std::min(all, max_rows - rows);
+    if (by_token >= max_rows) break;
+    chosen.push_back(document);
+    by_token += static_cast<std::int64_t>(filter_.rows(*documents_, document));
+  }
+  // Their median is their own, as in the rows that others see.
+  if (filter_.by_norm() && by_token > 0) find_long_rows(chosen);
+  for (const std::uint64_t document : chosen) {
+    const std::int64_t own =
+        std::min(static_cast<std::int64_t>(rows_of(document)), max_rows - rows);
     if (own > 0) held_out_.emplace_back(document, own);
     rows += own;
   }

@@ -3,8 +3,10 @@
 // begins with the document after it. Each pass has an order of its own, drawn from the stream's
 // seed.
 //
-// Rows that the stream's filters drop by their token are none: no reconstruction takes their place,
-// and what the model says after them counts nowhere.
+// Rows that the stream's filters drop are none: no reconstruction takes their place, and what the
+// model says after them counts nowhere. A filter by norm drops what it drops of the chunks of a
+// CachedStream of the same spec: which rows that are is known when all training documents have been
+// through the model once, before anything is read.
 //
 // Nothing is cached or rounded: rows are the model's activations in fp32, not normalised. The bytes
 // of a step depend on the stream's spec, the batch and the step, never on threads.
@@ -16,7 +18,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -35,11 +39,13 @@ namespace saesweep::worker {
 class DocumentStream final : public RowStream, public SplicedModel {
  public:
   // `pool` outlives this. `downstream`: whether the residual streams behind the hook will be asked
-  // for. Errors: kInvalidArgument for an unknown hook, a stream of several, a filter by norm, a
-  // model that does not know all tokens, a hook behind which there is no block to ask for.
+  // for. Errors: kInvalidArgument for an unknown hook, a stream of several, a model that does not
+  // know all tokens, a hook behind which there is no block to ask for; with a filter by norm also
+  // kUnavailable (stopping) and kResourceExhausted (memory).
   static Result<std::unique_ptr<DocumentStream>> open(
       const sweeps::StreamSpec& spec, std::shared_ptr<const Transformer> model,
-      std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool, bool downstream = false);
+      std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool, bool downstream = false,
+      const StreamEvents& events = {});
   // Before steps of so many rows are read.
   // Errors: kInvalidArgument where the training documents have too few.
   Result<void> check_batch(std::uint64_t batch) const;
@@ -68,6 +74,10 @@ class DocumentStream final : public RowStream, public SplicedModel {
   DocumentStream(const sweeps::StreamSpec& spec, std::shared_ptr<const Transformer> model,
                  std::shared_ptr<const TokenDocuments> documents, ThreadPool& pool,
                  bool downstream);
+  Result<void> find_long_rows(const sweeps::StreamSpec& spec, const StreamEvents& events);
+  void find_long_rows(std::span<const std::uint64_t> chosen);
+  void choose_documents();
+  std::uint64_t rows_of(std::uint64_t document) const;  // that filters leave
   // Positions in the order of the pass at which its steps begin.
   const std::vector<std::uint64_t>& starts(std::uint64_t pass, std::uint64_t batch);
   std::uint64_t steps_per_pass(std::uint64_t batch) const;
@@ -110,8 +120,10 @@ class DocumentStream final : public RowStream, public SplicedModel {
   ThreadPool* pool_;
   std::int64_t width_ = 0;
   RowFilter filter_;
-  std::string start_;                    // where a spliced pass begins; empty: at the tokens
-  std::vector<std::string> later_;       // residual streams that are asked for
+  std::string start_;               // where a spliced pass begins; empty: at the tokens
+  std::vector<std::string> later_;  // residual streams that are asked for
+  // Positions of documents that have some whose rows are too long, ascending.
+  std::unordered_map<std::uint64_t, std::vector<std::size_t>> long_rows_;
   std::vector<std::uint64_t> training_;  // documents
   std::uint64_t rows_ = 0, all_rows_ = 0, longest_ = 0;
   // Of the pass that was asked for last, by batch.

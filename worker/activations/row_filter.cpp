@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "core/log.h"
+
 namespace saesweep::worker {
 
 bool RowFilter::keeps(std::size_t position, std::uint64_t token) const {
@@ -70,6 +72,15 @@ void RowFilter::drop_long(std::vector<std::size_t>& rows, const float* values) c
   for (std::size_t i = 0; i < rows.size(); ++i)
     if (!drops[i]) rows[kept++] = rows[i];
   rows.resize(kept);
+}
+
+void warn_of_long_rows(const sweeps::StreamSpec& spec, std::uint64_t by_token, std::uint64_t left) {
+  constexpr double kMany = 0.01;
+  if (by_token == 0) return;
+  const double share = static_cast<double>(by_token - left) / static_cast<double>(by_token);
+  if (share > kMany)
+    log::warn("stream.many_long_rows hook={} share={:.4f} multiple={}", spec.label(), share,
+              spec.filters.max_activation_norm_multiple);
 }
 
 }  // namespace saesweep::worker

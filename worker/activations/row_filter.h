@@ -44,4 +44,7 @@ class RowFilter {
   std::vector<std::int64_t> widths_;
 };
 
+// Says so in the log where a filter by norm left suspiciously few of the rows that tokens left.
+void warn_of_long_rows(const sweeps::StreamSpec& spec, std::uint64_t by_token, std::uint64_t left);
+
 }  // namespace saesweep::worker

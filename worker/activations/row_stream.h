@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "core/result.h"
@@ -15,6 +16,13 @@ struct RowPart {
   std::int64_t width = 0;
   double norm_factor = 1;  // what its values were multiplied with
   bool operator==(const RowPart&) const = default;
+};
+
+// All but `stop` are called by who opens and reads.
+struct StreamEvents {
+  std::function<void(std::uint64_t rows)> harvested;                     // rows computed anew
+  std::function<void(std::uint64_t done, std::uint64_t total)> loading;  // rows of what is brought
+  std::function<bool()> stop;  // any thread; true: give up with kUnavailable
 };
 
 class RowStream {

@@ -6,13 +6,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "tests/worker/small_model.h"
+#include "worker/activations/cached_stream.h"
 #include "worker/activations/harvest.h"
 
 namespace saesweep::worker {
@@ -224,25 +228,60 @@ TEST(DocumentStream, DownstreamIsTheErrorOfLaterResidualStreamsAndHasItsGradient
       stream->splice(kBatch, other, 1e4).gradient - stream->splice(kBatch, other, 0).gradient);
 }
 
-TEST(DocumentStream, WhatTokensDropIsNoRowAndStaysAsItIs) {
+class DroppedRows : public testing::TestWithParam<double> {};
+
+// By token, and by token and norm: all documents are one chunk here.
+TEST_P(DroppedRows, AreNoneAndStayAsTheyAre) {
   Scene scene;
-  scene.spec.filters = {.remove_bos = true, .exclude_special_tokens = {3, 5}};
+  scene.spec.filters = {.remove_bos = true,
+                        .exclude_special_tokens = {3, 5},
+                        .max_activation_norm_multiple = GetParam()};
   ThreadPool pool(2);
+  const auto is_row = [](const at::Tensor& tokens, std::int64_t position) {
+    const auto token = tokens[0][position].item<std::int64_t>();
+    return position > 0 && token != 3 && token != 5;
+  };
   const auto stream = scene.open(pool, /*downstream=*/true);
   EXPECT_GT(stream->dropped(), 0.1);
   const at::Tensor rows = Scene::read(*stream, 0), other = rows * 0.7;
   const auto said = stream->splice(0, other, 1);
-  double kl = 0;
-  std::int64_t row = 0;
-  for (const auto& [document, own] : stream->documents_of(0, kBatch)) {
+  const auto tokens_of = [&](std::uint64_t document) {
     const auto ids = scene.games->tokens(document);
     const auto length = static_cast<std::int64_t>(scene.games->rows(document));
     at::Tensor tokens = at::empty({1, length}, at::kLong);
     for (std::int64_t i = 0; i < length; ++i) tokens[0][i] = ids[static_cast<std::size_t>(i)];
+    return tokens;
+  };
+  const auto norms_of = [&](std::uint64_t document) {
+    return activations_of(*scene.model, scene.spec.hook, *scene.games, std::span(&document, 1),
+                          pool)
+        .to(at::kDouble)
+        .norm(2, {1});
+  };
+  double limit = std::numeric_limits<double>::infinity();
+  if (GetParam() > 0) {
+    std::vector<double> norms;
+    for (std::uint64_t document = 0; document < scene.games->count(); ++document) {
+      if (scene.games->held_out(document)) continue;
+      const at::Tensor tokens = tokens_of(document), own = norms_of(document);
+      for (std::int64_t i = 0; i < own.size(0); ++i)
+        if (is_row(tokens, i)) norms.push_back(own[i].item<double>());
+    }
+    std::ranges::sort(norms);
+    limit = GetParam() * norms[(norms.size() - 1) / 2];
+  }
+  double kl = 0;
+  std::int64_t row = 0, too_long = 0;
+  for (const auto& [document, own] : stream->documents_of(0, kBatch)) {
+    const at::Tensor tokens = tokens_of(document), norms = norms_of(document);
     std::vector<std::int64_t> kept;
-    for (std::int64_t i = 1; i < length && std::ssize(kept) < own; ++i)
-      if (tokens[0][i].item<std::int64_t>() != 3 && tokens[0][i].item<std::int64_t>() != 5)
+    for (std::int64_t i = 0; i < tokens.size(1) && std::ssize(kept) < own; ++i) {
+      if (!is_row(tokens, i)) continue;
+      if (norms[i].item<double>() > limit)
+        ++too_long;
+      else
         kept.push_back(i);
+    }
     const at::Tensor at = at::tensor(kept, at::kLong);
     ForwardRequest request;
     request.capture = {scene.spec.hook};
@@ -265,7 +304,85 @@ TEST(DocumentStream, WhatTokensDropIsNoRowAndStaysAsItIs) {
     row += own;
   }
   EXPECT_EQ(row, static_cast<std::int64_t>(kBatch));
+  EXPECT_EQ(too_long > 5, GetParam() > 0);
   EXPECT_NEAR(said.kl, kl, 1e-4 * kl);
+}
+
+INSTANTIATE_TEST_SUITE_P(DocumentStream, DroppedRows, testing::Values(0, 1.2));
+
+// Of several chunks, each with a median of its own.
+TEST(DocumentStream, AFilterByNormLeavesTheRowsThatACachedStreamHas) {
+  Scene scene;
+  scene.games = small_games(3000, 0.1);
+  scene.spec.dtype = DType::kFloat32;
+  scene.spec.filters = {.remove_bos = true, .max_activation_norm_multiple = 1.2};
+  ThreadPool pool(2);
+  std::uint64_t brought = 0, loaded = 0, total = 0;
+  StreamEvents events;
+  events.harvested = [&](std::uint64_t rows) { brought += rows; };
+  events.loading = [&](std::uint64_t done, std::uint64_t of) {
+    loaded = done;
+    total = of;
+  };
+  const auto stream =
+      DocumentStream::open(scene.spec, scene.model, scene.games, pool, false, events).value();
+  EXPECT_EQ(brought, loaded);
+  EXPECT_EQ(loaded, total);
+  EXPECT_GT(brought, stream->rows_per_pass());
+  auto spec = scene.spec;
+  spec.tokens = stream->rows_per_pass();
+  const auto cached =
+      CachedStream::open(spec, make_harvester(spec, scene.model, scene.games, pool).value())
+          .value();
+  ASSERT_GE(cached->plan().chunks(), 2u);
+  EXPECT_NEAR(cached->plan().dropped(), stream->dropped(), 1e-12);
+  const auto width = static_cast<std::size_t>(stream->d_in());
+  std::vector<float> values(spec.tokens * width);
+  ASSERT_TRUE(cached->read(0, spec.tokens, values.data()));
+  std::map<std::vector<float>, int> left;
+  const auto row_at = [&](const float* all, std::uint64_t row) {
+    return std::vector<float>(all + row * width, all + (row + 1) * width);
+  };
+  for (std::uint64_t row = 0; row < spec.tokens; ++row) ++left[row_at(values.data(), row)];
+  const std::uint64_t steps = spec.tokens / (kBatch + 31);
+  for (std::uint64_t step = 0; step < steps; ++step) {
+    const at::Tensor rows = Scene::read(*stream, step * kBatch);
+    for (std::uint64_t row = 0; row < kBatch; ++row)
+      EXPECT_GE(--left[row_at(rows.const_data_ptr<float>(), row)], 0);
+  }
+
+  events.stop = [] { return true; };
+  const auto stopped =
+      DocumentStream::open(scene.spec, scene.model, scene.games, pool, false, events);
+  ASSERT_FALSE(stopped);
+  EXPECT_EQ(stopped.error().code, ErrorCode::kUnavailable);
+}
+
+TEST(DocumentStream, HeldOutRowsPassTheFilterByNormAmongThemselves) {
+  Scene scene;
+  ThreadPool pool(2);
+  const at::Tensor all = scene.open(pool)->read_held_out(150);
+  scene.spec.filters.max_activation_norm_multiple = 1.2;
+  const auto stream = scene.open(pool);
+  const at::Tensor kept = stream->read_held_out(150);
+  EXPECT_LT(kept.size(0), 145);
+  EXPECT_EQ(stream->held_out_documents_end().back(), kept.size(0));
+  EXPECT_NEAR(stream->splice_held_out(0, kept, 0).kl, 0, 1e-9);
+  // As many whole documents as were asked for by their tokens.
+  std::vector<std::uint64_t> chosen;
+  std::uint64_t rows = 0;
+  for (const std::uint64_t document : scene.games->held_out_documents()) {
+    if (rows >= 150) break;
+    chosen.push_back(document);
+    rows += scene.games->rows(document);
+  }
+  const at::Tensor whole =
+      activations_of(*scene.model, scene.spec.hook, *scene.games, chosen, pool);
+  const at::Tensor norms = whole.to(at::kDouble).norm(2, {1});
+  const at::Tensor expected =
+      whole.index_select(0, norms.le(1.2 * norms.median()).nonzero().squeeze(1));
+  EXPECT_TRUE(same_bytes(kept, expected.narrow(0, 0, kept.size(0)).contiguous()));
+  EXPECT_EQ(kept.size(0), std::min<std::int64_t>(150, expected.size(0)));
 }
 
 TEST(DocumentStream, HeldOutRowsAreSplicedDocumentByDocumentAndLeaveTheStepAlone) {
@@ -325,9 +442,6 @@ TEST(DocumentStream, RefusesWhatCannotBe) {
   spec = scene.spec;
   spec.hook = "blocks.7.hook_resid_pre";
   EXPECT_THAT(opened(spec).error().message, HasSubstr("no hook"));
-  spec = scene.spec;
-  spec.filters.max_activation_norm_multiple = 10;
-  EXPECT_THAT(opened(spec).error().message, HasSubstr("filter by norm"));
   spec = scene.spec;
   spec.hook = "blocks.1.hook_resid_post";
   EXPECT_THAT(DocumentStream::open(spec, scene.model, scene.games, pool, true).error().message,

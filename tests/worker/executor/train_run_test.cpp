@@ -379,8 +379,12 @@ TEST_F(TrainRun, OnePassWithoutACacheHarvestsEveryChunkOnceForAll) {
             digest_of(cached.results.at(task_of(first)), "sae.safetensors"));
 }
 
-TEST_F(TrainRun, FiltersAreInTheConfigurationAndSurviveADeath) {
-  auto spec = trial(Architecture::kTopK, 60);
+class FilteredRun : public TrainRun, public testing::WithParamInterface<Architecture> {};
+INSTANTIATE_TEST_SUITE_P(TrainRun, FilteredRun,
+                         testing::Values(Architecture::kTopK, Architecture::kEndToEnd));
+
+TEST_P(FilteredRun, FiltersAreInTheConfigurationAndSurviveADeath) {
+  auto spec = trial(GetParam(), 60);
   spec.stream.filters = {
       .remove_bos = true, .exclude_special_tokens = {3}, .max_activation_norm_multiple = 1.05};
   spec.stream.tokens = 1500;
