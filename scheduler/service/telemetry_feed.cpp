@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <string>
+#include <utility>
 
 #include "metrics/telemetry/telemetry.h"
 
@@ -14,6 +17,8 @@ using metrics::TaskPhase;
 
 constexpr Duration kShowEvery = 200ms;
 constexpr Duration kRateOver = 3s;
+constexpr std::size_t kIdDigits = 12;
+constexpr double kMostTokens = 9007199254740992;  // that a double counts
 constexpr int kOfTheTime = 50;  // looking at every task takes at most one part of so many
 
 // When to look again after a look that took from `begin` to now.
@@ -54,6 +59,16 @@ TaskPhase phase_of(const Task& task) {
       return TaskPhase::kStopped;
   }
   return TaskPhase::kBlocked;
+}
+
+// Null: it is no trial's.
+const journal::Subject* trial_of(const SweepState& state, const std::string& task) {
+  for (const SweepState::Want& want : state.wants(task)) {
+    if (want.subject < 0) continue;
+    const journal::Subject& subject = state.sweep_of(want).subjects(want.subject);
+    if (!subject.baseline()) return &subject;
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -183,7 +198,7 @@ Json ProgressFeed::sum_of_runs(const std::string& stage) const {
 }
 
 // Tokens over all trials of the active sweeps.
-Json ProgressFeed::train(const SweepState& state) const {
+Json ProgressFeed::train(const SweepState& state) {
   std::map<std::string, std::uint64_t> running;
   for (const auto& [id, progress] : runs_)
     for (const auto& member : progress.members()) running[member.task()] = member.tokens();
@@ -208,7 +223,34 @@ Json ProgressFeed::train(const SweepState& state) const {
   }
   Json event{{"done", done}, {"total", total}, {"unit", "tokens"}, {"rate", rate_of("train")}};
   if (training > 0) event["waiting"] = waiting / training;
+  if (Json looks = new_looks(state); !looks.empty()) event["heldout"] = std::move(looks);
   return event;
+}
+
+Json ProgressFeed::new_looks(const SweepState& state) {
+  Json looks = Json::array();
+  std::map<std::string, double> told;
+  for (const auto& [id, progress] : runs_)
+    for (const auto& member : progress.members()) {
+      const auto& metrics = member.metrics();
+      const auto tokens = metrics.find("heldout_tokens");
+      if (tokens == metrics.end() || !(tokens->second >= 0 && tokens->second <= kMostTokens))
+        continue;
+      told[member.task()] = tokens->second;
+      const auto before = told_.find(member.task());
+      if (before != told_.end() && before->second == tokens->second) continue;
+      const journal::Subject* trial = trial_of(state, member.task());
+      if (trial == nullptr) continue;
+      Json look{{"trial", trial->identity().substr(0, kIdDigits)},
+                {"tokens", static_cast<std::uint64_t>(tokens->second)}};
+      for (const char* name : {"loss", "mse", "fve", "l0", "dead_fraction"})
+        if (const auto found = metrics.find(std::string("heldout_") + name);
+            found != metrics.end() && std::isfinite(found->second))
+          look[name] = found->second;
+      looks.push_back(std::move(look));
+    }
+  told_ = std::move(told);
+  return looks;
 }
 
 // How many are there, counting those under way by what they have behind them.

@@ -46,13 +46,16 @@ class ProgressFeed {
                            TimePoint now);
 
  private:
-  Json train(const SweepState& state) const;
+  Json train(const SweepState& state);
+  // Looks at held-out rows that no event has told of yet, the newest of each trial.
+  Json new_looks(const SweepState& state);
   Json evaluate(const SweepState& state) const;
   Json sum_of_runs(const std::string& stage) const;
   double rate_of(const std::string& stage) const;
 
   std::map<std::uint64_t, protocol::Progress> runs_;  // newest of each leased run
   std::map<std::string, TimePoint> due_;              // by stage
+  std::map<std::string, double> told_;                // by task: at which tokens it was looked
 };
 
 }  // namespace saesweep::scheduler

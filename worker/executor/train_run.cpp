@@ -123,24 +123,29 @@ class TrainRun {
     events.harvested = [this](std::uint64_t rows) { report_.count_harvested(rows); };
     events.loading = [this](std::uint64_t done, std::uint64_t total) { tell_loading(done, total); };
     events.stop = [this] { return report_.is_asked() || is_over_; };
-    if (reads_documents()) {
-      if (sources_.tokens == nullptr)
-        return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
-                    stream_spec().data.source);
-      const bool downstream = std::ranges::any_of(
-          students_, [](const auto& entry) { return entry.second.spec.training.in_to_orig > 0; });
-      SAE_TRY(auto documents, DocumentStream::open(stream_spec(), sources_.model, sources_.tokens,
-                                                   tools_.pool, downstream));
-      documents_ = documents.get();
-      stream_ = std::move(documents);
-      return {};
-    }
     // What a factor or a filter reads before anything is trained is waited for, too.
     const TimePoint begin = tools_.clock.now();
-    auto opened = open_stream(stream_spec(), sources_, report_.run(), tools_, std::move(events));
+    const auto opened = reads_documents() ? open_documents(events) : open_cached(events);
     const Duration took = tools_.clock.now() - begin;
     report_.count_time(took, took);
-    SAE_TRY(auto cached, std::move(opened));
+    return opened;
+  }
+
+  Result<void> open_documents(const StreamEvents& events) {
+    if (sources_.tokens == nullptr)
+      return fail(ErrorCode::kInvalidArgument, "data.source '{}' has no documents of tokens",
+                  stream_spec().data.source);
+    const bool downstream = std::ranges::any_of(
+        students_, [](const auto& entry) { return entry.second.spec.training.in_to_orig > 0; });
+    SAE_TRY(auto documents, DocumentStream::open(stream_spec(), sources_.model, sources_.tokens,
+                                                 tools_.pool, downstream, events));
+    documents_ = documents.get();
+    stream_ = std::move(documents);
+    return {};
+  }
+
+  Result<void> open_cached(const StreamEvents& events) {
+    SAE_TRY(auto cached, open_stream(stream_spec(), sources_, report_.run(), tools_, events));
     plan_ = &cached->plan();
     rows_ = cached.get();
     stream_ = std::move(cached);
@@ -485,7 +490,9 @@ class TrainRun {
       }
       if (student.held_out) {
         auto& metrics = *member.mutable_metrics();
+        metrics["heldout_tokens"] = static_cast<double>(student.held_out->tokens);
         metrics["heldout_loss"] = student.held_out->loss;
+        metrics["heldout_mse"] = student.held_out->mse;
         metrics["heldout_fve"] = student.held_out->fve;
         metrics["heldout_l0"] = student.held_out->l0;
         metrics["heldout_dead_fraction"] = student.held_out->dead_fraction;

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -51,11 +52,14 @@ TEST_F(ExecutorProgram, LeavesSignalsOfTheTerminalToItsAgent) {
 }
 
 TEST_F(ExecutorProgram, TellsProgressOfEachMember) {
-  const auto spec = trial(Architecture::kTopK, 100'000);
+  auto spec = trial(Architecture::kTopK, 100'000);
+  spec.training.eval_every = 64;
   FakeAgent agent(state());
   agent.send_run(run_of({train_member(spec, 5)}, kNever));
   const auto told = agent.wait_for([](const auto& envelope) {
-    return envelope.has_progress() && envelope.progress().stage() == "train";
+    return envelope.has_progress() && envelope.progress().stage() == "train" &&
+           envelope.progress().members_size() > 0 &&
+           envelope.progress().members(0).metrics().contains("heldout_tokens");
   });
   ASSERT_TRUE(told);
   const auto& progress = told->progress();
@@ -67,8 +71,11 @@ TEST_F(ExecutorProgram, TellsProgressOfEachMember) {
   EXPECT_EQ(member.fence(), 5u);
   EXPECT_EQ(member.steps(), 100'000u);
   EXPECT_EQ(member.tokens(), member.step() * 64);
-  for (const char* metric : {"loss", "fve", "l0", "dead_fraction", "grad_norm"})
+  for (const char* metric : {"loss", "fve", "l0", "dead_fraction", "grad_norm", "heldout_loss",
+                             "heldout_mse", "heldout_fve", "heldout_l0", "heldout_dead_fraction"})
     EXPECT_TRUE(member.metrics().contains(metric)) << metric;
+  // Every 500 steps there is a point of the curve.
+  EXPECT_EQ(std::fmod(member.metrics().at("heldout_tokens"), 500 * 64), 0);
 }
 
 TEST_F(ExecutorProgram, TakesOneRunAtATime) {
