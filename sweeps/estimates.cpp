@@ -151,10 +151,13 @@ std::uint64_t estimated_splice_memory(const ModelShape& model, const SpliceShape
 }
 
 std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in) {
+  return 4 * 4 * parameters(spec, d_in) + shared_gpu_memory(spec, d_in);
+}
+
+std::uint64_t shared_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in) {
   constexpr std::uint64_t kFloat = 4, kCode = 12, kTouch = 12, kLeast = std::uint64_t{64} << 20;
   const bool rounds = spec.precision == Precision::kBFloat16;
   const std::uint64_t value = rounds ? kFloat + 2 : kFloat;  // with its copy for products
-  const std::uint64_t weights = parameters(spec, d_in);
   // Rows, what is read of them, error and gradient, of nested groups one each.
   const std::uint64_t of_rows = spec.batch * (4 + spec.group_fractions.size()) * d_in * value;
   std::uint64_t of_latents = 0;
@@ -168,7 +171,7 @@ std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in)
     of_latents = spec.batch * spec.d_sae *
                  (2 * value + (is_gated(spec) ? value + kFloat : 0) + (jumps ? kFloat : 0));
   }
-  return kLeast + weights * (4 * kFloat + (rounds ? 2 : 0)) + of_rows + of_latents;
+  return kLeast + (rounds ? 2 * parameters(spec, d_in) : 0) + of_rows + of_latents;
 }
 
 std::uint64_t estimated_splice_memory(const TrainingSpec& spec, const PlannedStream& stream) {

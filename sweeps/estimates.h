@@ -19,6 +19,8 @@ std::uint64_t estimated_training_memory(const TrainingSpec& spec, std::uint64_t 
 
 // What that takes of a GPU's memory. Of a transcoder `d_in` is what a row holds in all.
 std::uint64_t estimated_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in);
+// Of it, what trials that train side by side take once: all but parameters, gradients and moments.
+std::uint64_t shared_gpu_memory(const TrainingSpec& spec, std::uint64_t d_in);
 
 // What trials that read documents hold of the model, once for a run of them and whatever their
 // number: what it says of a batch as it is, and of the micro-batches that `threads` splice at once

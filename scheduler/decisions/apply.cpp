@@ -329,17 +329,17 @@ void Applier::adopted(const journal::RunAdopted& event) {
   run.set_granted_ns(event.now_ns());
   run.set_members(std::max(run.members(), static_cast<std::uint32_t>(event.tasks_size())));
   run.clear_tasks();
-  std::uint64_t memory_bytes = 0;
+  RunMemory memory;
   for (const std::string& id : event.tasks()) {
     Task& task = task_at(id);
     task.set_run(event.run());
     task.mutable_running();
     continue_attempt(task);
-    memory_bytes += memory_of(task);
+    memory = with_member(memory, task);
     run.add_tasks(id);
     state_.file(task);
   }
-  run.set_memory_bytes(memory_bytes);
+  run.set_memory_bytes(memory.bytes());
   state_.file(run);
 }
 

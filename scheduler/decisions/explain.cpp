@@ -51,7 +51,8 @@ class Explainer {
             {"attempt", task_.attempt()},
             {"attempts", std::move(attempts)},
             {"checkpoint", std::move(checkpoint)},
-            {"memory_bytes", memory_of(task_)}};
+            {"memory_bytes", memory_of(task_)},
+            {"shared_memory_bytes", task_.spec().shared_memory_bytes()}};
   }
 
  private:

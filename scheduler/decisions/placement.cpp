@@ -396,7 +396,7 @@ class Placer {
         promised == 0 ? state_.payer_of(oldest.spec().id())->memory_bytes() : promised;
     const std::uint64_t gpu_budget = room.worker->gpu_memory_bytes;
     std::vector<const Task*> members;
-    std::uint64_t used = 0, used_gpu = 0;
+    RunMemory used, used_gpu;
     // Those of its own sweep, then those of others that read the same.
     std::vector<Queue*> sources{&first};
     for (Queue* queue : group.queues)
@@ -405,13 +405,13 @@ class Placer {
       while (queue->left > 0 && members.size() < limit) {
         const Task& task = queue->head();
         const std::size_t own = task.most_in_run() == 0 ? limit : task.most_in_run();
-        const std::uint64_t of_gpu = task.spec().gpu_memory_bytes();
-        const bool fits = (budget == 0 || used + memory_of(task) <= budget) &&
-                          (gpu_budget == 0 || used_gpu + of_gpu <= gpu_budget);
+        const RunMemory with = with_member(used, task), with_gpu = gpu_with_member(used_gpu, task);
+        const bool fits = (budget == 0 || with.bytes() <= budget) &&
+                          (gpu_budget == 0 || with_gpu.bytes() <= gpu_budget);
         if (members.size() >= own || !(fits || members.empty())) break;
         limit = std::min(limit, own);
-        used += memory_of(task);
-        used_gpu += of_gpu;
+        used = with;
+        used_gpu = with_gpu;
         members.push_back(&task);
         queue->pop();
       }

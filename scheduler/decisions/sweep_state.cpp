@@ -37,6 +37,22 @@ std::uint64_t memory_of(const Task& task) {
   return std::max(task.raised_memory_bytes(), task.spec().memory_bytes());
 }
 
+namespace {
+
+RunMemory with(const RunMemory& run, std::uint64_t bytes, std::uint64_t shared) {
+  return {run.own + bytes - std::min(bytes, shared), std::max(run.shared, shared)};
+}
+
+}  // namespace
+
+RunMemory with_member(const RunMemory& run, const Task& task) {
+  return with(run, memory_of(task), task.spec().shared_memory_bytes());
+}
+
+RunMemory gpu_with_member(const RunMemory& run, const Task& task) {
+  return with(run, task.spec().gpu_memory_bytes(), task.spec().shared_gpu_memory_bytes());
+}
+
 bool is_working(const journal::Sweep& sweep) {
   return sweep.active() && !sweep.paused() && !sweep.cancelled();
 }

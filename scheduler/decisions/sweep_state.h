@@ -55,8 +55,16 @@ bool is_leased(const journal::Task& task);    // assigned or running
 bool is_waiting(const journal::Task& task);   // ready or in backoff
 // Ready, or its backoff is over.
 bool is_due(const journal::Task& task, TimePoint now);
-// What it is expected to take.
+// What it is expected to take, alone in a run.
 std::uint64_t memory_of(const journal::Task& task);
+// What the members of one run take together: each its own, and once what they share.
+struct RunMemory {
+  std::uint64_t own = 0, shared = 0;
+
+  std::uint64_t bytes() const { return own + shared; }
+};
+RunMemory with_member(const RunMemory& run, const journal::Task& task);
+RunMemory gpu_with_member(const RunMemory& run, const journal::Task& task);
 // True if the journal does not keep it.
 bool is_passing(const journal::Event& event);
 std::vector<std::string> tasks_of(const journal::Sweep& sweep);  // each once, in order

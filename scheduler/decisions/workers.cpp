@@ -107,6 +107,7 @@ void Decider::hear(const protocol::Resync& resync) {
 void Decider::adopt_or_cancel(const Leases& running) {
   const Worker& worker = state_.workers().at(peer_);
   std::map<std::uint64_t, std::vector<std::string>> adopted;
+  std::map<std::uint64_t, RunMemory> memory;  // of those
   std::set<std::uint64_t> started;
   std::uint64_t promised = 0;  // others may have got its memory since
   for (const std::uint64_t id : worker.runs) promised += state_.find_run(id)->memory_bytes();
@@ -133,11 +134,14 @@ void Decider::adopt_or_cancel(const Leases& running) {
                            state_.payer_of(id) != nullptr && !state_.is_draining(peer_);
     const bool has_slot =
         adopted.contains(run_id) || worker.runs.size() + adopted.size() < worker.slots;
-    const bool has_memory = worker.memory_bytes == 0 ||
-                            promised + memory_of(*task) <= worker.memory_bytes || promised == 0;
+    const RunMemory was = memory[run_id], is = with_member(was, *task);
+    const std::uint64_t would_be = promised + is.bytes() - was.bytes();
+    const bool has_memory =
+        worker.memory_bytes == 0 || would_be <= worker.memory_bytes || promised == 0;
     if (may_go_on && has_slot && has_memory) {
       adopted[run_id].push_back(id);
-      promised += memory_of(*task);
+      memory[run_id] = is;
+      promised = would_be;
     } else {
       cancel_lease(run_id, id, fence);
     }

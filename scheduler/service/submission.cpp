@@ -162,17 +162,18 @@ class Builder {
     if (reads_documents) group["reads"] = "documents";
     task.set_group(sha256(canonical_json(group)).hex());
     const std::uint64_t d_in = d_in_of(spec.stream);
-    // A run holds of the model once what each of its members counts; there may be one alone.
-    std::uint64_t memory = sweeps::estimated_training_memory(spec.training, d_in);
+    std::uint64_t of_model = 0;
     for (const sweeps::PlannedStream& planned : plan_.streams)
       if (planned.spec == spec.stream)
-        memory += sweeps::estimated_splice_memory(spec.training, planned);
-    task.set_memory_bytes(memory);
+        of_model = sweeps::estimated_splice_memory(spec.training, planned);
+    task.set_memory_bytes(sweeps::estimated_training_memory(spec.training, d_in) + of_model);
+    task.set_shared_memory_bytes(of_model);
     task.set_directory("trials/" + identity.short_hex());
     task.set_tokens(spec.training.steps() * spec.training.batch);
     if (spec.training.device == "cuda") {
       task.set_needs_gpu(true);
       task.set_gpu_memory_bytes(sweeps::estimated_gpu_memory(spec.training, d_in));
+      task.set_shared_gpu_memory_bytes(sweeps::shared_gpu_memory(spec.training, d_in));
     }
     if (!reads_documents) set_stream(task, spec.stream);
     std::string id = task.id();

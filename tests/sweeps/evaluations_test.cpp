@@ -170,6 +170,24 @@ TEST_F(EstimatesTest, OnlyTrialsOfAGpuTakeItsMemory) {
   EXPECT_GT(on("[{arch: gated, d_sae: 4096, l1: 1, sparsity_warmup_steps: 5%}]"), wide);
 }
 
+// Trials of a run take their steps one after another, in the same scratch.
+TEST_F(EstimatesTest, OfAGpuTrialsShareAllButWeightsGradientsAndMoments) {
+  for (const char* trials : {"[{arch: topk, d_sae: 4096, k: 4}]",
+                             "[{arch: gated, d_sae: 4096, l1: 1, sparsity_warmup_steps: 5%}]"}) {
+    const auto of = [&](const char* precision) {
+      return plan(sweep(trials, "", fmt::format(", device: cuda, precision: {}", precision)))
+          .trials.at(0)
+          .spec.training;
+    };
+    const TrainingSpec spec = of("fp32"), rounded = of("bf16");
+    const std::uint64_t own = estimated_gpu_memory(spec, 8) - shared_gpu_memory(spec, 8);
+    EXPECT_EQ(own, estimated_gpu_memory(rounded, 8) - shared_gpu_memory(rounded, 8));
+    EXPECT_GT(own, 4 * 4 * 2 * 8 * 4096U);
+    EXPECT_LT(own, 4 * 4 * 2 * 8 * 4096U * 3 / 2);
+    EXPECT_GT(shared_gpu_memory(spec, 8), spec.batch * 4096U * 4);
+  }
+}
+
 TEST_F(EstimatesTest, MoreWorkCostsMore) {
   const auto with = [&](const char* override) {
     return estimate(plan(sweep("[{arch: topk, d_sae: 64, k: 4}]", "evaluate: [core: {tokens: 1k}]"),

@@ -109,6 +109,64 @@ TEST_F(Placing, ACohortFitsTheMemoryOfASlotAndHasOneMemberAtLeast) {
   EXPECT_EQ(small.run().members_size(), 1);
 }
 
+TEST_F(Placing, WhatARunTakesOnceIsCountedOnce) {
+  Submission submission = sweep_of(ids(9));
+  for (auto& task : submission.tasks) {
+    task.set_memory_bytes(400);
+    task.set_shared_memory_bytes(300);
+  }
+  world.hear("", submission);
+  world.join("w", 1, 1000);
+  EXPECT_EQ(world.run().members_size(), 7);
+  EXPECT_THAT(world.codes("train:t08"), testing::Not(testing::Contains("needs_memory")));
+  World apart;
+  for (auto& task : submission.tasks) task.clear_shared_memory_bytes();
+  apart.hear("", submission);
+  apart.join("w", 1, 1000);
+  EXPECT_EQ(apart.run().members_size(), 2);
+}
+
+// The most that one of them shares is enough for all.
+TEST_F(Placing, OfWhatIsSharedTheMostCounts) {
+  Submission submission = sweep_of(ids(4));
+  const std::vector<std::uint64_t> shared{100, 500, 300, 0};
+  std::size_t next = 0;
+  for (auto& task : submission.tasks) {
+    if (task.kind() != protocol::TASK_KIND_TRAIN) continue;
+    task.set_memory_bytes(100 + shared[next]);
+    task.set_shared_memory_bytes(shared[next++]);
+  }
+  world.hear("", submission);
+  world.join("w", 1, 800);
+  EXPECT_EQ(world.run().members_size(), 3) << "500 and 100 of each";
+}
+
+TEST_F(Placing, WhatTrialsShareOfAGpuIsCountedOnce) {
+  Submission submission = sweep_of(ids(9));
+  for (auto& task : submission.tasks)
+    if (task.kind() == protocol::TASK_KIND_TRAIN) {
+      task.set_needs_gpu(true);
+      task.set_gpu_memory_bytes(40);
+      task.set_shared_gpu_memory_bytes(30);
+    }
+  world.hear("", submission);
+  world.join("fast", 1, 10'000, 1, 100);
+  EXPECT_EQ(world.run().members_size(), 7);
+}
+
+TEST_F(Placing, WhatIsAloneNeedsWhatItSharesToo) {
+  Submission submission = sweep_of({"a"});
+  submission.tasks[0].set_memory_bytes(500);
+  submission.tasks[0].set_shared_memory_bytes(400);
+  world.hear("", submission);
+  world.join("large", 2, 700);
+  Submission other = sweep_of({"b"}, "other", "h");
+  other.tasks[0].set_memory_bytes(350);
+  world.hear("", other);
+  EXPECT_THAT(world.tick(), SizeIs(1));
+  EXPECT_THAT(world.codes("train:b"), testing::Contains("needs_memory"));
+}
+
 TEST_F(Placing, ARunIsNeverLargerThanItsLimits) {
   world.hear("", sweep_of(ids(70)));
   world.join("w");

@@ -95,6 +95,26 @@ TEST_F(Restart, WhoDoesNotComeBackLosesItsRunAndIsLateTaken) {
   EXPECT_EQ(world.task("train:a").attempts(0).ending(), journal::ENDING_DONE);
 }
 
+TEST_F(Restart, OfARunThatIsAdoptedWhatItTakesOnceIsCountedOnce) {
+  Submission submission = sweep_of({"a", "b", "c"});
+  for (auto& task : submission.tasks) {
+    task.set_memory_bytes(400);
+    task.set_shared_memory_bytes(300);
+  }
+  world.hear("", submission);
+  world.join("w", 1, 600);
+  const auto run = world.run();
+  ASSERT_EQ(run.members_size(), 3);
+  world.restart();
+  world.hear("", Tick{.may_place = false});
+  world.now += kReadoption + 1s;
+  world.hear("", Tick{.may_place = false});
+  ASSERT_TRUE(world.task("train:a").has_ready());
+  EXPECT_THAT(come_back({run}), IsEmpty()) << "all of it goes on";
+  EXPECT_TRUE(world.task("train:c").has_running());
+  EXPECT_EQ(world.state.find_run(world.task("train:a").run())->memory_bytes(), 600u);
+}
+
 TEST_F(Restart, WhatWasTakenAndGivenToNobodyIsAdoptedWithItsFence) {
   world.hear("", sweep_of({"a"}));
   world.join("w");

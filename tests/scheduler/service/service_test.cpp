@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -14,7 +15,12 @@
 #include "metrics/telemetry/telemetry.h"
 #include "scheduler/service/scheduler_service.h"
 #include "scheduler/service/state_store.h"
+#include "scheduler/service/submission.h"
+#include "scheduler/service/telemetry_feed.h"
+#include "sweeps/estimates.h"
+#include "tests/scheduler/decisions/decisions_words.h"
 #include "tests/scheduler/service/service_words.h"
+#include "tests/support/json_schema_check.h"
 #include "tests/support/temp_dir.h"
 
 namespace saesweep::scheduler {
@@ -383,6 +389,73 @@ TEST_F(Service, TellsProgressOfTheWholeSweep) {
   EXPECT_EQ((*said)["unit"], "tokens");
   EXPECT_EQ((*said)["rate"], 5);
   EXPECT_EQ((*said)["waiting"], 0.25);
+}
+
+// Each look once.
+TEST(ProgressFeed, TellsLooksAtHeldOutRowsAsTheyCome) {
+  World world;
+  const std::string trial(12, 'a'), other(12, 'b');
+  world.hear("", sweep_of({trial, other}));
+  world.join("w");
+  const auto run = world.run();
+  protocol::Progress progress;
+  progress.set_run_id(run.run_id());
+  progress.set_stage("train");
+  for (const auto& member : run.members()) progress.add_members()->set_task(member.task());
+  auto& metrics = *progress.mutable_members(0)->mutable_metrics();
+  metrics["loss"] = 7;
+  ProgressFeed feed;
+  const auto hear = [&] {
+    world.now += 1min;
+    Json event = feed.hear(world.state, progress, world.now).value();
+    event["time"] = 0;
+    EXPECT_THAT(test::JsonSchemaCheck::problems(event, test::JsonSchemaCheck::schema("events")),
+                IsEmpty());
+    return event.value("heldout", Json::array());
+  };
+  EXPECT_THAT(hear(), IsEmpty());
+  metrics["heldout_tokens"] = 128;
+  metrics["heldout_loss"] = 3;
+  metrics["heldout_fve"] = std::nan("");
+  metrics["heldout_l0"] = 4.5;
+  EXPECT_EQ(hear(), Json::array({{{"trial", trial}, {"tokens", 128}, {"loss", 3.0}, {"l0", 4.5}}}));
+  EXPECT_THAT(hear(), IsEmpty());
+  metrics["heldout_tokens"] = 256;
+  (*progress.mutable_members(1)->mutable_metrics())["heldout_tokens"] = 64;
+  const Json both = hear();
+  ASSERT_EQ(both.size(), 2u);
+  EXPECT_EQ(both[0]["tokens"], 256);
+  EXPECT_EQ(both[1], (Json{{"trial", other}, {"tokens", 64}}));
+}
+
+TEST(SubmissionTest, SaysWhatTrialsOfARunShare) {
+  sweeps::SweepPlan plan = plan_of({4, 8});
+  sweeps::PlannedStream& stream = plan.streams[0];
+  stream.rows_per_document = 20;
+  sweeps::ModelShape& model = stream.shape.emplace();
+  model.layers = 2;
+  model.d_model = 8;
+  model.context = 20;
+  model.vocabulary = 33;
+  sweeps::TrainingSpec& spliced = plan.trials[0].spec.training;
+  spliced.architecture = sweeps::Architecture::kEndToEnd;
+  plan.trials[1].spec.training.device = "cuda";
+  const Submission submission = to_submission(plan);
+  const auto task_of = [&](const sweeps::PlannedTrial& trial) {
+    return *std::ranges::find(submission.tasks, "train:" + trial.identity.hex(),
+                              &journal::TaskSpec::id);
+  };
+  const auto reads_documents = task_of(plan.trials[0]), on_gpu = task_of(plan.trials[1]);
+  const std::uint64_t of_model = sweeps::estimated_splice_memory(spliced, stream);
+  EXPECT_GT(of_model, 0u);
+  EXPECT_EQ(reads_documents.shared_memory_bytes(), of_model);
+  EXPECT_EQ(reads_documents.memory_bytes(),
+            sweeps::estimated_training_memory(spliced, 8) + of_model);
+  EXPECT_EQ(reads_documents.shared_gpu_memory_bytes(), 0u);
+  EXPECT_EQ(on_gpu.shared_memory_bytes(), 0u);
+  EXPECT_EQ(on_gpu.shared_gpu_memory_bytes(),
+            sweeps::shared_gpu_memory(plan.trials[1].spec.training, 8));
+  EXPECT_LT(on_gpu.shared_gpu_memory_bytes(), on_gpu.gpu_memory_bytes());
 }
 
 }  // namespace
