@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -70,7 +71,8 @@ TEST_F(HeldOutRun, EveryArchitectureHasThemSideBySide) {
     const auto fve = values(csv, "heldout_fve"), trained = values(csv, "fve");
     ASSERT_EQ(fve.size(), 60u);
     // Rows of the same games: an SAE of 32 latents does not learn them by heart.
-    EXPECT_NEAR(fve.back(), trained.back(), 0.15);
+    // End to end nothing keeps it near 0, and far below it is a wide number.
+    EXPECT_NEAR(fve.back(), trained.back(), 0.15 * std::max(1.0, std::abs(trained.back())));
     // End to end it is the loss that is learned.
     const auto learned = values(
         csv, sweeps::is_end_to_end(spec.training.architecture) ? "heldout_loss" : "heldout_fve");
