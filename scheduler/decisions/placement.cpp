@@ -200,13 +200,13 @@ class Placer {
 
   void place() {
     lease();
-    for (const Reading& reading : reading_) add_siblings(reading);
+    for (const FamilyRun& granted : family_runs_) add_siblings(granted);
   }
 
  private:
   using GroupKey = SweepState::GroupKey;
   // A run of a stream with siblings that is granted now.
-  struct Reading {
+  struct FamilyRun {
     std::string session;
     const journal::TaskSpec* task;
     std::size_t reply;  // its number in the decision
@@ -447,7 +447,7 @@ class Placer {
     run.set_cache_bytes(sweep.cache_bytes());
     add_chunk_source(room.session, members[0]->spec().stream(), run);
     if (!members[0]->spec().stream_family().empty())
-      reading_.push_back({room.session, &members[0]->spec(), decision_.replies.size()});
+      family_runs_.push_back({room.session, &members[0]->spec(), decision_.replies.size()});
     for (const Task* task : members) {
       auto& one = *granted.add_grants();
       one.set_task(task->spec().id());
@@ -471,18 +471,18 @@ class Placer {
 
   // Those that no other worker runs, has more of or makes: who runs a stream harvests it itself, so
   // that all are busy.
-  void add_siblings(const Reading& reading) {
+  void add_siblings(const FamilyRun& granted) {
     protocol::Run& run =
-        *std::get<protocol::Assign>(decision_.replies[reading.reply].body).mutable_runs(0);
-    for (const auto& [stream, demand] : state_.demand_of(reading.task->stream_family())) {
-      if (stream == reading.task->stream()) continue;
+        *std::get<protocol::Assign>(decision_.replies[granted.reply].body).mutable_runs(0);
+    for (const auto& [stream, demand] : state_.demand_of(granted.task->stream_family())) {
+      if (stream == granted.task->stream()) continue;
       const auto begun = begun_.find(stream);
-      if (chunk_source_of(state_, reading.session, stream,
+      if (chunk_source_of(state_, granted.session, stream,
                           begun == begun_.end() ? nullptr : &begun->second, now_) != nullptr)
         continue;
       const auto spec = parse_json(demand.one->spec());
       if (!spec || !spec->contains("stream")) continue;  // no sweep file says such a thing
-      begun_.try_emplace(stream, reading.session);
+      begun_.try_emplace(stream, granted.session);
       run.add_siblings(canonical_json((*spec)["stream"]));
     }
   }
@@ -533,7 +533,7 @@ class Placer {
   std::map<GroupKey, Group> groups_;
   std::vector<double> taken_;                 // slots, by desk
   std::map<std::string, std::string> begun_;  // by stream: whose run of it is the first granted now
-  std::vector<Reading> reading_;
+  std::vector<FamilyRun> family_runs_;
 };
 
 }  // namespace

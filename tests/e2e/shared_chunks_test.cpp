@@ -32,6 +32,13 @@ std::string get(std::uint16_t port, const std::string& target) {
   return all;
 }
 
+// Training alone.
+std::string tiny_training(const std::string& tokens) {
+  std::string sweep = tiny_sweep(tokens);
+  sweep.erase(sweep.find("evaluate:"), sweep.find("resources:") - sweep.find("evaluate:"));
+  return sweep;
+}
+
 struct SharedChunks : testing::Test {
   ServedScene scene;
   std::unique_ptr<Program> scheduler;
@@ -82,8 +89,7 @@ struct SharedChunks : testing::Test {
 };
 
 TEST_F(SharedChunks, HooksOfOneModelAreHarvestedInOneForwardPassAndNoByteChanges) {
-  std::string sweep = tiny_sweep("80k");
-  sweep.erase(sweep.find("evaluate:"), sweep.find("resources:") - sweep.find("evaluate:"));
+  std::string sweep = tiny_training("80k");
   const std::string hook = "blocks.1.hook_resid_post";
   sweep.replace(sweep.find(hook), hook.size(),
                 "blocks.0.hook_resid_post, blocks.0.mlp.hook_post, " + hook);
@@ -106,10 +112,9 @@ TEST_F(SharedChunks, HooksOfOneModelAreHarvestedInOneForwardPassAndNoByteChanges
 }
 
 TEST_F(SharedChunks, WhatOneWorkerHarvestedAnotherFetchesAndNoByteChanges) {
-  // Training alone, so that both workers are free when the second sweep comes: the same stream,
+  // Nothing is scored, so that both workers are free when the second sweep comes: the same stream,
   // other trials.
-  std::string first = tiny_sweep("80k");
-  first.erase(first.find("evaluate:"), first.find("resources:") - first.find("evaluate:"));
+  const std::string first = tiny_training("80k");
   scene.write("first.yaml", first);
   std::string second = first;
   second.replace(second.find("name: tiny"), 10, "name: more");
